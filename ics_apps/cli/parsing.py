@@ -1,0 +1,133 @@
+"""The recipe parser's errors in one sentence, and the list of packages a recipe may name.
+
+jsonargparse reports every attempt it made; here the innermost cause is picked and the nearest right name added.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from jsonargparse import set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser
+
+from ics_apps.cli.nearest import did_you_mean
+
+ALLOWED_IMPORTS: Final = (
+    "ics_apps", "lightning", "torch.optim", "torch.nn", "torchmetrics", "timm", "transformers"
+)  # fmt: skip
+
+
+class UsageError(ValueError):
+    """A key, value, class or file of a recipe or flag that is wrong."""
+
+
+def allow_imports(packages: Iterable[str] = ()) -> None:
+    """Let recipes name classes of our own, Lightning's, torch's layers and optimizers, and of `packages` only.
+
+    A class named in a recipe is imported and called, and importing runs code: without this list a recipe could run
+    anything. The present folder becomes importable when a package of the user's own is allowed.
+    """
+    extra = list(packages)
+    if extra and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*ALLOWED_IMPORTS, *extra])
+
+
+class OneLineParser(LightningArgumentParser):
+    """Lightning's parser that refuses abbreviations and raises `UsageError` with one sentence."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the one-sentence form of the message."""
+        raise UsageError(one_sentence(message, self.known_keys())) from ex
+
+    def known_keys(self) -> list[str]:
+        """All keys that can be set by a flag, without their dashes."""
+        return sorted(option.lstrip("-") for option in self._option_string_actions if option.startswith("--"))
+
+
+def one_sentence(message: str, known_keys: Iterable[str] = ()) -> str:
+    """The innermost cause in a parser message, with the nearest right name.
+
+    Example:
+        >>> one_sentence("unrecognized arguments: --trainer.max_epoch 3", ["trainer.max_epochs"])
+        'there is no key trainer.max_epoch; did you mean trainer.max_epochs?'
+    """
+    for pattern, explain in _EXPLANATIONS:
+        found = list(re.finditer(pattern, message))
+        if found:
+            return explain(found[-1], message, list(known_keys))
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return " ".join(lines)[:400]
+
+
+def _unknown_flag(found: re.Match[str], _message: str, known: list[str]) -> str:
+    key = found["key"].split("=")[0]
+    return f"there is no key {key}{did_you_mean(key, known)}"
+
+
+def _unknown_option(found: re.Match[str], message: str, known: list[str]) -> str:
+    option = found["option"].split(".")[-1]
+    owner = _owner(message[: found.end()], message)
+    options = _parameters(owner) if owner else [key.split(".")[-1] for key in known]
+    place = f" of {owner.rsplit('.', 1)[-1]}" if owner else ""
+    return f"there is no key {option}{place}{did_you_mean(option, options)}"
+
+
+def _refused_import(found: re.Match[str], _message: str, _known: list[str]) -> str:
+    package = found["path"].split(".")[0]
+    return (
+        f"a recipe may not name {found['path']}: allowed are {', '.join(ALLOWED_IMPORTS)}. A recipe is a program; "
+        f"if you trust it, add --allow {package}."
+    )
+
+
+def _missing_class(found: re.Match[str], message: str, _known: list[str]) -> str:
+    path = found["path"]
+    module_name, _, name = path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name) if module_name else None
+    except ImportError:
+        return f"there is no module {module_name} for class_path {path}."
+    if module is None:
+        return f"class_path {path!r} is no class of ours, Lightning's or torch's; give its full dotted path."
+    if hasattr(module, name):
+        lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
+        return f"{path} does not fit here: {lines[-1]}"
+    return f"there is no class {path}{did_you_mean(name, [item for item in dir(module) if item[0] != '_'])}"
+
+
+def _wrong_type(found: re.Match[str], message: str, _known: list[str]) -> str:
+    key = re.search(r'Parser key "(?P<key>[^"]+)"', message)
+    return f"{key['key'] if key else 'a key'}: {found['reason'].strip()}"
+
+
+_EXPLANATIONS: Final = (
+    (r"unrecognized arguments: --(?P<key>[^\s]+)", _unknown_flag),
+    (r"Import(?:ing)? (?:of )?'?(?P<path>[\w.]+)'? (?:is )?not allowed", _refused_import),
+    (r"Option '(?P<option>[^']+)' is not accepted", _unknown_option),
+    (r"Key '(?P<option>[^']+)' is not expected", _unknown_option),
+    (r"Problem with given class_path '(?P<path>[^']+)'", _missing_class),
+)
+
+
+def _owner(before: str, message: str) -> str | None:
+    paths = re.findall(r"class_path '?=?'?([\w.]+)'", before) or re.findall(r"class_path='([\w.]+)'", message)
+    inner = re.findall(r"class_path='([\w.]+)'", message)
+    return (inner or paths or [None])[-1]
+
+
+def _parameters(path: str) -> list[str]:
+    module_name, _, name = path.rpartition(".")
+    try:
+        return list(inspect.signature(getattr(importlib.import_module(module_name), name)).parameters)
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return []

@@ -1,0 +1,1 @@
+"""Tasks: one folder a domain; tasks never import each other."""
