@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ics_apps.cli.command import TRAINING_VERBS, Command
-from ics_apps.cli.parsing import OneLineParser, allow_imports
+from ics_apps.cli.parsing import OneLineParser, allow_imports, plain_sentences
 from ics_apps.runs.atomic import write_text_atomically
 from ics_apps.runs.checkpoints import (
     AtomicCheckpointIO,
@@ -95,7 +95,13 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse what `command` left over (`sys.argv` plays no part)."""
-        self.config = parser.parse_args(args)
+        with plain_sentences():
+            self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer; a refused argument is told in the sentence of the class that refused it."""
+        with plain_sentences():
+            super().instantiate_classes()
 
     def before_instantiate_classes(self) -> None:
         """Refuse a resume that changes what the checkpoint decides."""
@@ -110,8 +116,10 @@ class TrainingCLI(LightningCLI):
         kwargs["default_root_dir"] = str(self.command.run_dir)
         kwargs["logger"] = [MetricsLogger(self.command.run_dir), *_as_list(configured.get("logger"))]
         kwargs["plugins"] = [AtomicCheckpointIO(), *_as_list(configured.get("plugins"))]
-        if configured.get("enable_progress_bar") is None and not sys.stdout.isatty():
-            kwargs["enable_progress_bar"] = False
+        if not sys.stdout.isatty():  # a pipe or a log file: one line an epoch instead of bars and boxes
+            for switch in ("enable_progress_bar", "enable_model_summary"):
+                if configured.get(switch) is None:
+                    kwargs[switch] = False
         return super().instantiate_trainer(**kwargs)
 
     def config_text(self) -> str:
@@ -208,8 +216,11 @@ def _refuse_changed_model(run_dir: Path, config: str) -> None:
     if not saved.is_file():
         return
     before, now = _flat(yaml.safe_load(saved.read_text())), _flat(yaml.safe_load(config))
+    kept = ["model.", "seed_everything"]
+    if any(key.startswith("model.init_args.scheduler.") for key in now):
+        kept += ["trainer.max_epochs", "trainer.max_steps"]  # a schedule over the whole run has its length in its state
     for key in [*before, *now]:
-        if key.startswith(("model.", "seed_everything")) and before.get(key) != now.get(key):
+        if key.startswith(tuple(kept)) and before.get(key) != now.get(key):
             raise ResumeError(
                 f"{key} was {before.get(key)!r} when this run began and is {now.get(key)!r} now; a resume keeps the "
                 "checkpoint's model and optimizer, so leave it as it was, or start a new run with --init_from FILE."
@@ -284,4 +295,6 @@ _EXPECTED_WARNINGS = (
     # Small data sets sit in memory: a worker process costs more than it brings on a small machine.
     r".*does not have many workers.*",
     r"The number of training batches .* is smaller than the logging interval.*",
+    # Lightning 2.6 asks torch's tree specs in a way that torch 2.14 deprecates.
+    r".*isinstance\(treespec, LeafSpec\).*",
 )

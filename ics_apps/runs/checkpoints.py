@@ -78,6 +78,7 @@ class RunCheckpoint(Checkpoint):
         self.best_score: float | None = None
         self.best_epoch: int | None = None
         self._saved_step: int | None = None
+        self._between_epochs = False
         self._folder = Path()
 
     @property
@@ -104,8 +105,20 @@ class RunCheckpoint(Checkpoint):
             trainer.save_checkpoint(self._folder / BEST_CHECKPOINT)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The epoch before is entirely over now: keep it as `last`."""
+        """The epoch before is entirely over now: keep it as `last`. A resumed epoch starts like any other."""
+        # Lightning would look into the finished epoch of the checkpoint for batches to go on with, find none, skip
+        # this epoch's training, and not step a schedule that moves once an epoch.
+        trainer.fit_loop.restarting = False
+        self._between_epochs = True
         self._save_last(trainer)
+        self._between_epochs = False
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take back the count of the epoch that has begun but has done nothing yet."""
+        if self._between_epochs:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+            for counts in (progress["total"], progress["current"]):
+                counts["ready"] = counts["completed"]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last epoch has no next one to start."""

@@ -19,8 +19,8 @@ from ics_apps.tasks.segmentation.losses import DiceCELoss
 from ics_apps.tasks.segmentation.metrics import HausdorffDistance95, OverlapScores
 from ics_apps.tasks.segmentation.writer import MaskWriter, PanelWriter
 
-SegmentationNet = Callable[[int, int, int], nn.Module]
-"""Makes a net from (in_channels, num_classes, dim) and the keyword `norm`; in a recipe a `class_path` with options."""
+SegmentationNet = Callable[[int, int, int, Any], nn.Module]
+"""Makes a net from (in_channels, num_classes, dim, norm), which a recipe therefore cannot set at the net itself."""
 
 FACTS_KEY = "segmentation_data"
 
@@ -42,7 +42,7 @@ class SegmentationTask(Task):
 
     Args:
         norm: The net's normalization: a name or `{name: group, num_groups: 8}`; see `ics-apps norms list`.
-        net: Makes the net from (in_channels, num_classes, dim, norm=...); default `ics_apps.nets.UNet`.
+        net: Makes the net from (in_channels, num_classes, dim, norm); default `ics_apps.nets.UNet`.
         loss: Maps logits (B, K, *S) and class indices (B, *S) to a scalar; default `DiceCELoss()`.
         optimizer: Makes the optimizer.
         scheduler: Makes the schedule; see `Task`.
@@ -95,7 +95,7 @@ class SegmentationTask(Task):
                 "or load a checkpoint."
             )
         facts = self.facts
-        self.net = self._make_net(facts["in_channels"], len(facts["class_names"]), facts["dim"], norm=self.norm)
+        self.net = self._make_net(facts["in_channels"], len(facts["class_names"]), facts["dim"], self.norm)
         overlap, distance = OverlapScores(facts["class_names"]), HausdorffDistance95(facts["class_names"])
         self.val_scores = MetricCollection({"overlap": overlap.clone()}, prefix="val/", compute_groups=False)
         self.test_scores = MetricCollection({"overlap": overlap, "hd95": distance}, prefix="test/", compute_groups=False)
