@@ -155,7 +155,7 @@ def _run_name(recipes: list[str]) -> str:
     else:
         parts = first.parts
     overlays = [Path(overlay).stem for overlay in recipes[1:]]
-    name = "+".join(["/".join(parts), *overlays])
+    name = "-".join(["/".join(parts), *overlays])
     return re.sub(r"[^a-z0-9_./-]", "-", name.lower())
 
 

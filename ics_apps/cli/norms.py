@@ -34,7 +34,7 @@ def _print_table(entries: list[NormEntry]) -> None:
 
 
 def _row(entry: NormEntry) -> tuple[str, ...]:
-    mixes = "yes" if "N" in entry.pools else "no"
+    mixes = "yes" if entry.mixes_samples else "no"
     return (
         entry.name, entry.family, ",".join(entry.pools) or "-", mixes, "yes" if entry.stateful else "no", entry.summary
     )  # fmt: skip
@@ -45,7 +45,7 @@ def _print_entry(entry: NormEntry) -> None:
     if entry.doc:
         print(textwrap.dedent(entry.doc).strip() + "\n")  # noqa: T201
     print(f"pools over     {', '.join(entry.pools) or 'nothing'}  (N samples, C channels, S space)")  # noqa: T201
-    print(f"mixes samples  {'yes' if 'N' in entry.pools else 'no'}")  # noqa: T201
+    print(f"mixes samples  {'yes' if entry.mixes_samples else 'no'}")  # noqa: T201
     print(f"state          {'running statistics' if entry.stateful else 'none'}")  # noqa: T201
     print(f"scale invariant {'yes' if entry.scale_invariant else 'no'}")  # noqa: T201
     print(f"dims           {', '.join(str(dim) for dim in entry.dims)}")  # noqa: T201

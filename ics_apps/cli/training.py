@@ -124,7 +124,7 @@ class TrainingCLI(LightningCLI):
 
     def config_text(self) -> str:
         """The merged configuration as YAML, without what belongs to this machine and call."""
-        config = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False, skip_none=False))
+        config = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False, skip_unset=False))
         config.pop("config", None)
         config["trainer"].pop("default_root_dir", None)
         text: str = yaml.safe_dump(config, sort_keys=False)
@@ -273,7 +273,7 @@ def _print_metrics(cli: TrainingCLI, metrics: dict[str, float]) -> None:
 def _quiet() -> Iterator[None]:
     """Hold back what Lightning says about itself: hardware lists, advertising tips, worker counts."""
     handlers = [
-        handler for name in ("lightning.pytorch", "lightning.fabric") for handler in logging.getLogger(name).handlers
+        handler for name in ("lightning", "lightning.pytorch", "lightning.fabric") for handler in logging.getLogger(name).handlers
     ]
     for handler in handlers:
         handler.addFilter(_ours_or_warning)
@@ -297,4 +297,6 @@ _EXPECTED_WARNINGS = (
     r"The number of training batches .* is smaller than the logging interval.*",
     # Lightning 2.6 asks torch's tree specs in a way that torch 2.14 deprecates.
     r".*isinstance\(treespec, LeafSpec\).*",
+    # Lightning 2.6 calls jsonargparse in a way that jsonargparse 4.53 deprecates.
+    r"(?s).*(By default only one Jsonargparse|deprecated in v4[\d.]+ and will be removed in v5).*",
 )

@@ -98,7 +98,9 @@ class SegmentationTask(Task):
         self.net = self._make_net(facts["in_channels"], len(facts["class_names"]), facts["dim"], self.norm)
         overlap, distance = OverlapScores(facts["class_names"]), HausdorffDistance95(facts["class_names"])
         self.val_scores = MetricCollection({"overlap": overlap.clone()}, prefix="val/", compute_groups=False)
-        self.test_scores = MetricCollection({"overlap": overlap, "hd95": distance}, prefix="test/", compute_groups=False)
+        self.test_scores = MetricCollection(
+            {"overlap": overlap, "hd95": distance}, prefix="test/", compute_groups=False
+        )
 
     def configure_callbacks(self) -> list[Callback]:
         """Write panels of tested cases, and masks of predicted ones."""

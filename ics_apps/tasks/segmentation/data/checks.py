@@ -48,7 +48,8 @@ class Problems:
     def name(self, file: Path | str) -> str:
         """The file's name in messages."""
         path = Path(file)
-        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(file)
+        below = path != self.root and path.is_relative_to(self.root)
+        return path.relative_to(self.root).as_posix() if below else str(file)
 
     def raise_if_any(self) -> None:
         """Raise what was found.
