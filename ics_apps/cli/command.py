@@ -6,6 +6,7 @@ Flags that belong to a run as a whole are taken here; every other `--key value` 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ def _resolve(
         raise CommandError("--init_from starts a new training run; it cannot go with --ckpt_path or an evaluation.")
     return Command(
         verb=verb, recipe=recipes[0], configs=tuple(files), run_dir=run_dir, resume=resume, checkpoint=checkpoint,
-        init_from=options.init_from, allow=tuple(options.allow), overrides=tuple(overrides), argv=argv,
+        init_from=options.init_from, allow=tuple(options.allow), overrides=_named_norms(overrides), argv=argv,
     )  # fmt: skip
 
 
@@ -157,6 +158,24 @@ def _run_name(recipes: list[str]) -> str:
     overlays = [Path(overlay).stem for overlay in recipes[1:]]
     name = "-".join(["/".join(parts), *overlays])
     return re.sub(r"[^a-z0-9_./-]", "-", name.lower())
+
+
+def _named_norms(overrides: list[str]) -> tuple[str, ...]:
+    """Let options follow a norm's name: `--model.norm group --model.norm.num_groups 4`.
+
+    The parser can set an option only inside a dict, so a plain name with options behind it becomes `{"name": ...}`.
+    """
+    words = list(overrides)
+    for position, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if not (flag.startswith("--") and flag.endswith("norm")):
+            continue
+        behind = position + (1 if equals else 2)
+        name = value if equals else words[position + 1] if position + 1 < len(words) else ""
+        if name[:1] not in ("{", "-", "") and any(later.startswith(f"{flag}.") for later in words[behind:]):
+            as_dict = json.dumps({"name": name})
+            words[position : behind] = [f"{flag}={as_dict}"] if equals else [flag, as_dict]
+    return tuple(words)
 
 
 def _split_positionals(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -93,3 +93,12 @@ def test_an_occupied_directory_is_refused() -> None:
     _finished_run(Path("here"))
     with pytest.raises(RunDirectoryError, match="already holds a run"):
         parse_command("run", ["segmentation/base", "--out", "here"])
+
+
+@pytest.mark.parametrize("name", [["--model.norm", "group"], ["--model.norm=group"]])
+def test_options_may_follow_a_norms_name(name: list[str]) -> None:
+    command = parse_command("run", ["segmentation/base", *name, "--model.norm.num_groups", "4"])
+    assert command is not None
+    joined = " ".join(command.overrides)
+    assert '{"name": "group"}' in joined
+    assert joined.endswith("--model.norm.num_groups 4")

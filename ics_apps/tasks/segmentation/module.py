@@ -23,6 +23,10 @@ SegmentationNet = Callable[[int, int, int, Any], nn.Module]
 """Makes a net from (in_channels, num_classes, dim, norm), which a recipe therefore cannot set at the net itself."""
 
 FACTS_KEY = "segmentation_data"
+_NO_CLASSES = (
+    "the segmentation task does not know its classes: train it with a data module that has `class_names`, "
+    "or load a checkpoint."
+)
 
 
 class DataFacts(TypedDict):
@@ -82,18 +86,13 @@ class SegmentationTask(Task):
                     mask_values=list(data.mask_values),
                 )
             )  # fmt: skip
+        if self.facts is None and not self.trainer.ckpt_path:
+            raise TaskError(_NO_CLASSES)
 
     def configure_model(self) -> None:
-        """Build the net and the metrics, once."""
-        if hasattr(self, "net"):
+        """Build the net and the metrics, once; without the data's facts a checkpoint will bring them."""
+        if self.facts is None or hasattr(self, "net"):
             return
-        if self.facts is None:
-            if self._trainer is not None and self._trainer.ckpt_path:
-                return  # The checkpoint brings the facts; `on_load_checkpoint` builds the net.
-            raise TaskError(
-                "the segmentation task does not know its classes: train it with a data module that has `class_names`, "
-                "or load a checkpoint."
-            )
         facts = self.facts
         self.net = self._make_net(facts["in_channels"], len(facts["class_names"]), facts["dim"], self.norm)
         overlap, distance = OverlapScores(facts["class_names"]), HausdorffDistance95(facts["class_names"])
@@ -108,6 +107,8 @@ class SegmentationTask(Task):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, K, *S) of images (B, C, *S)."""
+        if self.facts is None:
+            raise TaskError(_NO_CLASSES)
         logits: Tensor = self.net(image)
         return logits
 

@@ -10,12 +10,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch.utils.data import DataLoader
 
 from ics_apps.tasks.segmentation.data.cases import NORMALIZE, Cases, Normalize, WholeCases
-from ics_apps.tasks.segmentation.data.checks import DataError, Problems, nearest
+from ics_apps.tasks.segmentation.data.checks import DataError, Problems
 from ics_apps.tasks.segmentation.data.classes import LabelMap
 from ics_apps.tasks.segmentation.data.formats import MAX_VOXELS
 from ics_apps.tasks.segmentation.data.loaders import SegmentationData, at_least, report_fractions
 from ics_apps.tasks.segmentation.data.manifest import PARTS
-from ics_apps.tasks.segmentation.data.pairing import find_images
+from ics_apps.tasks.segmentation.data.pairing import find_images, missing_folder
 from ics_apps.tasks.segmentation.data.reading import (
     CaseReader,
     ReadCase,
@@ -195,12 +195,9 @@ class ImageMaskFolderData(SegmentationData):
         self.parts["predict"] = Cases([read.case for read in reads], None, self.max_voxels)
 
     def _check_root(self, problems: Problems) -> None:
-        if self.root.is_dir():
-            return
-        parent = self.root.parent
-        close = nearest(self.root.name, [path.name for path in parent.iterdir()]) if parent.is_dir() else None
-        problems.add(str(self.root), "no such folder" + (f"; did you mean {parent / close}?" if close else ""))
-        problems.raise_if_any()
+        if not self.root.is_dir():
+            problems.add(self.root, missing_folder(self.root))
+            problems.raise_if_any()
 
     def _is_labelled(self) -> bool:
         folders = (self.root / self.rule.masks, self.root / "train" / self.rule.masks)

@@ -17,7 +17,8 @@ from ics_apps.tasks.segmentation.data.nifti import read_nifti
 from ics_apps.tasks.segmentation.data.tiff import read_tiff
 from ics_apps.tasks.segmentation.data.volume import FileFaultError, Volume, check_size, plain
 
-PILLOW_SUFFIXES: Final = (".png", ".jpg", ".jpeg")
+LOSSY_SUFFIXES: Final = (".jpg", ".jpeg")
+PILLOW_SUFFIXES: Final = (".png", *LOSSY_SUFFIXES)
 TIFF_SUFFIXES: Final = (".tif", ".tiff")
 NIFTI_SUFFIXES: Final = (".nii.gz", ".nii")
 SUFFIXES: Final = PILLOW_SUFFIXES + TIFF_SUFFIXES + NIFTI_SUFFIXES

@@ -35,7 +35,7 @@ def find_pairs(folder: Path, images: str, masks: str, problems: Problems) -> lis
 def find_images(folder: Path, problems: Problems) -> dict[str, Path] | None:
     """Stem -> file for each image file of a folder (not of its sub-folders); None if there is none."""
     if not folder.is_dir():
-        problems.add(folder, _missing_folder(folder))
+        problems.add(folder, missing_folder(folder))
         return None
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -55,18 +55,22 @@ def find_images(folder: Path, problems: Problems) -> dict[str, Path] | None:
 
 
 def _no_partner(kind: str, stem: str, folder: Path, there: dict[str, Path]) -> str:
-    close = nearest(stem, list(there))
-    hint = ""
-    if close is not None:
-        same = " only in case" if close.lower() == stem.lower() else ""
-        hint = f"; nearest is {there[close].name}, which differs{same}"
-    return f"no {kind} with the stem {stem!r} in {folder.name}/{hint}"
+    # `cell_1_mask` is what people mean by the mask of `cell_1`, more than any name of like letters.
+    longer = [other for other in there if other.startswith(stem) and not other[len(stem) : len(stem) + 1].isalnum()]
+    close = min(longer, key=len) if longer else nearest(stem, list(there))
+    if close is None:
+        return f"no {kind} with the stem {stem!r} in {folder.name}/"
+    same = ", which differs only in case" if close.lower() == stem.lower() else ""
+    return f"no {kind} with the stem {stem!r} in {folder.name}/; nearest is {there[close].name}{same}"
 
 
-def _missing_folder(folder: Path) -> str:
+def missing_folder(folder: Path) -> str:
+    """Say that a folder is missing, what is there instead, and which name is nearest."""
+    if folder.exists():
+        return "is a file; allowed is a folder"
     if not folder.parent.is_dir():
-        return f"no such folder, and {folder.parent.name}/ is missing too"
-    names = sorted(path.name + "/" for path in folder.parent.iterdir() if path.is_dir())
-    close = nearest(folder.name, [name[:-1] for name in names])
+        return f"no such folder, and {folder.parent} is missing too"
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.parent.iterdir())
+    close = nearest(folder.name, [name[:-1] for name in names if name.endswith("/")])
     hint = f" (did you mean {close}/?)" if close else ""
-    return f"no such folder; {folder.parent.name}/ holds {some(names) if names else 'no folders'}{hint}"
+    return f"no such folder; {folder.parent.name}/ {f'holds {some(names)}' if names else 'is empty'}{hint}"

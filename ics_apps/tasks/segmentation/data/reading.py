@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ics_apps.tasks.segmentation.data.cases import Case, Cases, Normalize, moments
 from ics_apps.tasks.segmentation.data.checks import Problems, check_alike, check_finite, check_pair
 from ics_apps.tasks.segmentation.data.classes import LabelMap, classes_from_values, value_counts
-from ics_apps.tasks.segmentation.data.formats import read_image, read_mask
+from ics_apps.tasks.segmentation.data.formats import LOSSY_SUFFIXES, read_image, read_mask, suffix_of
 from ics_apps.tasks.segmentation.data.pairing import Pair
 from ics_apps.tasks.segmentation.data.volume import FileFaultError, Volume
 
@@ -114,6 +114,13 @@ def find_classes(given: Mapping[str, int] | None, train: Sequence[ReadCase], pro
     if not train:
         return None
     values = {value for read in train for value in read.counts}
+    lossy = [read for read in train if suffix_of(Path(str(read.case.mask_path))) in LOSSY_SUFFIXES]
+    if lossy and len(values) > 2:
+        reason = (
+            f"JPEG blurs labels: the training masks hold {len(values)} values; save them as PNG or name the classes"
+        )
+        problems.add(Path(str(lossy[0].case.mask_path)), reason)
+        return None
     try:
         return LabelMap(classes_from_values(values))
     except ValueError as fault:

@@ -10,7 +10,7 @@ from typing import Final
 
 from ics_apps.tasks.segmentation.data.checks import Problems
 from ics_apps.tasks.segmentation.data.manifest import read_manifest
-from ics_apps.tasks.segmentation.data.pairing import Pair, find_pairs
+from ics_apps.tasks.segmentation.data.pairing import Pair, find_pairs, missing_folder
 
 SPLIT_FILE: Final = "split.csv"
 
@@ -84,6 +84,9 @@ def _table(root: Path, rule: SplitRule) -> Path | None:
 
 
 def _from_folders(root: Path, rule: SplitRule, problems: Problems) -> Split:
+    if not (root / "train").is_dir():
+        problems.add(root / "train", missing_folder(root / "train"))
+        return Split(note="sub-folders")
     split = Split(find_pairs(root / "train", rule.images, rule.masks, problems), note="sub-folders")
     for part in ("val", "test"):
         if (root / part).is_dir():

@@ -1,0 +1,66 @@
+"""Writes the page of a run: reads the directory, fills the template, replaces the file in one move.
+
+What stands on the page is put together in `sections`; this module stays light to import.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ics_apps.reports.run_files import ReportError, read_run
+from ics_apps.runs import layout
+
+if TYPE_CHECKING:
+    from ics_apps.reports.parts import Page
+
+
+def write_report(run_dir: Path, out: Path | None = None) -> Path:
+    """Write one self-contained HTML page of a run; it opens offline and loads nothing.
+
+    Args:
+        run_dir: Run directory, in any state: parts that are missing are named on the page.
+        out: File to write; `report.html` in the run directory where it is None. Folders on the way are made.
+
+    Returns:
+        Path of the page. It appears complete or not at all: an older page stays until then.
+
+    Raises:
+        ReportError: `run_dir` is no run directory, or `out` cannot be written.
+    """
+    run_dir = Path(run_dir)
+    target = Path(out) if out is not None else run_dir / layout.REPORT
+    if target.is_dir():
+        raise ReportError(f"{target} is a directory; give the file to write, such as {target / layout.REPORT}")
+    run = read_run(run_dir)
+
+    from ics_apps.reports.sections import build_page
+
+    _replace_file(target, _render(build_page(run)))
+    return target
+
+
+def _render(page: Page) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    source = resources.files("ics_apps.reports").joinpath("page.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source).render(page=page)
+
+
+def _replace_file(target: Path, text: str) -> None:
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                file.write(text.encode("utf-8", errors="replace"))
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise ReportError(f"{target} cannot be written ({error.strerror}); give another file with `out`") from error
