@@ -34,6 +34,8 @@ def read_tiff(path: Path, max_voxels: int) -> Volume:
         axes, shape = str(series.axes), tuple(int(n) for n in series.shape)
         check_size(shape, max_voxels)
         for page in series.pages:
+            if page is None:
+                raise FileFaultError(f"a page of its stack of {len(series.pages)} is missing")
             _check_page(page)
         try:
             values = np.asarray(series.asarray())
