@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -96,8 +96,9 @@ class AutoPrecision(Callback):
         choices = list(_possible(trainer.strategy.root_device, pl_module, self.candidates))
         if len(choices) == 1:
             return choices[0]
-        with _untouched(trainer, pl_module):
-            batch = trainer.strategy.batch_to_device(next(iter(trainer.train_dataloader)))
+        with _untouched(pl_module):
+            loader: Any = trainer.train_dataloader
+            batch = trainer.strategy.batch_to_device(next(iter(loader)))
             for choice in choices:
                 best = min(self.seconds.values(), default=float("inf"))
                 self.seconds[choice] = _time_steps(trainer, pl_module, batch, choice, give_up=HOPELESS * best)
@@ -117,15 +118,13 @@ class AutoPrecision(Callback):
 def bf16_is_native(device: torch.device) -> bool:
     """Whether the device computes in bf16 by instructions of its own instead of emulating it."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if torch.backends.mkldnn.is_available() else False
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return False
 
 
-def _possible(
-    device: torch.device, module: nn.Module, precisions: tuple[PrecisionName, ...]
-) -> Iterator[Choice]:
+def _possible(device: torch.device, module: nn.Module, precisions: tuple[PrecisionName, ...]) -> Iterator[Choice]:
     usable: list[PrecisionName] = [name for name in precisions if name != "bf16" or bf16_is_native(device)]
     formats: tuple[FormatName, ...] = ("contiguous", "channels_last")
     spatial = any(parameter.dim() in (4, 5) for parameter in module.parameters())
@@ -175,7 +174,7 @@ def _time_steps(trainer: Trainer, module: LightningModule, batch: Any, choice: C
 
 
 @contextmanager
-def _untouched(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+def _untouched(module: LightningModule) -> Iterator[None]:
     """Restore generators, buffers, gradients, parameter layout and metric states; silence `self.log`."""
     generators = torch.random.get_rng_state(), np.random.get_state(), random.getstate()
     cuda_state = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None

@@ -174,7 +174,7 @@ def _named_norms(overrides: list[str]) -> tuple[str, ...]:
         name = value if equals else words[position + 1] if position + 1 < len(words) else ""
         if name[:1] not in ("{", "-", "") and any(later.startswith(f"{flag}.") for later in words[behind:]):
             as_dict = json.dumps({"name": name})
-            words[position : behind] = [f"{flag}={as_dict}"] if equals else [flag, as_dict]
+            words[position:behind] = [f"{flag}={as_dict}"] if equals else [flag, as_dict]
     return tuple(words)
 
 

@@ -20,7 +20,7 @@ EXIT_SIGTERM: Final = 143
 HELP: Final = """\
 ics-apps: choose, watch and measure normalization in PyTorch Lightning projects.
 
-  ics-apps run RECIPE [--out DIR] [--KEY VALUE ...]   train, test the best checkpoint, write metrics.json and report.html
+  ics-apps run RECIPE [--out DIR] [--KEY VALUE ...]   train, test the best checkpoint, write a report
   ics-apps fit|validate|test|predict RECIPE [...]     one of these steps alone
   ics-apps recipes list | show NAME | copy NAME DIR   what is shipped, and a copy to change
   ics-apps norms list | describe NAME                 the normalization registry

@@ -35,7 +35,6 @@ class UsageError(ValueError):
     """A key, value, class or file of a recipe or flag that is wrong."""
 
 
-
 def allow_imports(packages: Iterable[str] = ()) -> None:
     """Let recipes name classes of our own, Lightning's, torch's layers and optimizers, and of `packages` only.
 

@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,8 @@ class TrainingCLI(LightningCLI):
 
 def _fit(cli: TrainingCLI) -> int:
     _announce(cli)
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.resume.path if cli.resume else None)
+    checkpoint = cli.resume.path if cli.resume else None
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     if cli.record and cli.command.verb == "fit":
         cli.record.close("finished")
     return EXIT_SIGTERM if cli.trainer.received_sigterm else 0
@@ -158,12 +159,13 @@ def _run(cli: TrainingCLI) -> int:
     if code:
         return code
     best = cli.command.run_dir / CHECKPOINTS / BEST_CHECKPOINT
+    checkpoint = best if best.is_file() else None
     results = cli.trainer.test(
-        cli.model, datamodule=cli.datamodule, ckpt_path=best if best.is_file() else None, verbose=False
+        cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True
     )
     if cli.trainer.received_sigterm:
         return EXIT_SIGTERM
-    metrics = {name: value for result in results for name, value in result.items()}
+    metrics = _ordered(results)
     write_text_atomically(cli.command.run_dir / METRICS_SUMMARY, json.dumps(metrics, indent=2) + "\n")
     if cli.record:
         cli.record.close("finished")
@@ -183,15 +185,18 @@ def _test(cli: TrainingCLI) -> int:
 
 
 def _evaluate(cli: TrainingCLI, stage: Any) -> int:
-    results = stage(cli.model, datamodule=cli.datamodule, ckpt_path=cli.command.checkpoint, verbose=False)
-    _print_metrics(cli, {name: value for result in results for name, value in result.items()})
+    results = stage(
+        cli.model, datamodule=cli.datamodule, ckpt_path=cli.command.checkpoint, verbose=False, weights_only=True
+    )
+    _print_metrics(cli, _ordered(results))
     return 0
 
 
 def _predict(cli: TrainingCLI) -> int:
     cli.trainer.predict(
-        cli.model, datamodule=cli.datamodule, ckpt_path=cli.command.checkpoint, return_predictions=False
-    )
+        cli.model, datamodule=cli.datamodule, ckpt_path=cli.command.checkpoint, return_predictions=False,
+        weights_only=True,
+    )  # fmt: skip
     return 0
 
 
@@ -231,6 +236,12 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(config, dict):
         return {prefix.rstrip("."): config}
     return {key: value for name, inner in config.items() for key, value in _flat(inner, f"{prefix}{name}.").items()}
+
+
+def _ordered(results: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Overall scores first, then those of single classes, the loss behind its kind."""
+    metrics = {name: value for result in results for name, value in result.items()}
+    return {name: metrics[name] for name in sorted(metrics, key=lambda name: (name.count("/"), "loss" in name))}
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -273,7 +284,9 @@ def _print_metrics(cli: TrainingCLI, metrics: dict[str, float]) -> None:
 def _quiet() -> Iterator[None]:
     """Hold back what Lightning says about itself: hardware lists, advertising tips, worker counts."""
     handlers = [
-        handler for name in ("lightning", "lightning.pytorch", "lightning.fabric") for handler in logging.getLogger(name).handlers
+        handler
+        for name in ("lightning", "lightning.pytorch", "lightning.fabric")
+        for handler in logging.getLogger(name).handlers
     ]
     for handler in handlers:
         handler.addFilter(_ours_or_warning)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from ics_apps.reports.run_files import ReportError, read_run
 from ics_apps.runs import layout
+from ics_apps.runs.atomic import write_atomically
 
 if TYPE_CHECKING:
     from ics_apps.reports.parts import Page
@@ -51,16 +52,11 @@ def _render(page: Page) -> str:
 
 
 def _replace_file(target: Path, text: str) -> None:
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    def write(file: IO[bytes]) -> None:
+        file.write(text.encode("utf-8", errors="replace"))
+
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("wb") as file:
-                file.write(text.encode("utf-8", errors="replace"))
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+        write_atomically(target, write)
     except OSError as error:
-        raise ReportError(f"{target} cannot be written ({error.strerror}); give another file with `out`") from error
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise ReportError(f"{target} cannot be written ({reason}); give another file with `out`") from error

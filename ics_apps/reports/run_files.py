@@ -60,8 +60,9 @@ class RunFiles:
 
     @property
     def name(self) -> str:
-        """Name of the run: that of its directory."""
-        return self.path.resolve().name
+        """Name of the run: that of its directory, with the recipe's folder before a mere number."""
+        path = self.path.resolve()
+        return f"{path.parent.name}/{path.name}" if path.name.isdigit() else path.name
 
 
 def read_run(run_dir: Path) -> RunFiles:

@@ -69,7 +69,9 @@ def sweep_parts(folder: Path) -> list[Path]:
 def _failure(path: Path, error: OSError) -> str:
     stats = os.statvfs(path.parent)
     free = stats.f_bavail * stats.f_frsize
-    return f"could not write {path}: {error.strerror}; {free:,} bytes are free there. The file from before is unchanged."
+    return (
+        f"could not write {path}: {error.strerror}; {free:,} bytes are free there. The file from before is unchanged."
+    )
 
 
 def _sync_folder(folder: Path) -> None:

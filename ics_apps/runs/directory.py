@@ -42,7 +42,7 @@ def fresh_run_dir(name: str, out: Path | None = None) -> Path:
 
 
 def newest_run_dir(name: str, out: Path | None = None) -> Path | None:
-    """The directory of the run to continue: `out`, or the newest number under `runs/<name>`; None when there is none."""
+    """The directory of the run to continue: `out`, or the newest number under `runs/<name>`; None without a run."""
     if out is not None:
         return out if holds_run(out) else None
     root = _checked_root(name)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
 from ics_apps.runs.atomic import write_text_atomically
 from ics_apps.runs.layout import METRICS_TABLE

@@ -40,7 +40,7 @@ class SeedEveryEpoch(Callback):
         """Seed, and in the first epoch of a `fit` call make the loader's iterator again."""
         seed = epoch_seed(self.seed, trainer.current_epoch, trainer.global_rank)
         random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - augmentation code of others draws from the global generator
+        np.random.seed(seed)  # augmentation code of others draws from the global generator
         torch.manual_seed(seed)
         if self._first_epoch and trainer.fit_loop._data_fetcher is not None:
             iter(trainer.fit_loop._data_fetcher)

@@ -1,4 +1,4 @@
-"""What every task shares: how an optimizer and a schedule are made from a recipe. Nets, losses and metrics are not here.
+"""What every task shares: how an optimizer and a schedule are made from a recipe. Nets and losses are not here.
 
 Lightning runs the three hooks of a task in this order: `configure_model` (the net), `training_step` and its kin
 (losses, metrics), `configure_optimizers`.
@@ -69,7 +69,7 @@ class Task(LightningModule):
 
 
 def not_plain(*names: str) -> list[str]:
-    """Hyper-parameters to leave out of a checkpoint: callables and modules, unless the recipe's plain text stands for them.
+    """Hyper-parameters to leave out of a checkpoint: objects, unless the recipe's plain text stands for them.
 
     A checkpoint must load with `weights_only=True`. The command line keeps every argument as the recipe wrote it; in
     Python the arguments are objects, which such a checkpoint cannot hold.

@@ -49,9 +49,7 @@ def test_a_name_cannot_leave_the_recipe_folder() -> None:
         recipe_files("../mkdocs")
 
 
-def test_copy_takes_the_base_along_and_refuses_to_overwrite(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_copy_takes_the_base_along_and_refuses_to_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "copy", "segmentation/isbi2012", str(tmp_path / "mine")]) == 0
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["base.yaml", "isbi2012.yaml"]
     assert main(["recipes", "copy", "segmentation/isbi2012", str(tmp_path / "mine")]) == 2

@@ -34,7 +34,9 @@ def test_a_full_disk_is_told_with_path_and_free_bytes(tmp_path: Path) -> None:
     def fill(_file: IO[bytes]) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match=r"could not write .*a\.txt: No space left.*; [\d,]+ bytes are free there") as caught:
+    with pytest.raises(
+        OSError, match=r"could not write .*a\.txt: No space left.*; [\d,]+ bytes are free there"
+    ) as caught:
         write_atomically(tmp_path / "a.txt", fill)
     assert caught.value.errno == errno.ENOSPC
 

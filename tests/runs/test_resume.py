@@ -48,9 +48,7 @@ def epoch_has_rows(run: Path, epoch: int) -> Callable[[], bool]:
     return condition
 
 
-@pytest.mark.parametrize(
-    ("signal_number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
-)
+@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_stopped_run_goes_on_to_the_same_end(tmp_path: Path, whole: Path, signal_number: int, code: int) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     command = ["run", str(TINY), "--out", str(run)]
@@ -122,9 +120,10 @@ def test_another_setting_on_resume_is_kept_beside_the_first_configuration(tmp_pa
     assert finish([*command, "--trainer.max_epochs", "2", "--ckpt_path", "last"], log) == 0, log.read_text()
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_epochs"] == 1
     assert yaml.safe_load((run / "config.resume-1.yaml").read_text())["trainer"]["max_epochs"] == 2
-    assert read_checkpoint(run / "checkpoints/last.ckpt")["loops"]["fit_loop"]["epoch_progress"]["current"][
-        "completed"
-    ] == 2
+    assert (
+        read_checkpoint(run / "checkpoints/last.ckpt")["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]
+        == 2
+    )
 
 
 def test_a_longer_run_in_two_calls_equals_one_call(tmp_path: Path) -> None:

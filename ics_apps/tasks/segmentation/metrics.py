@@ -47,7 +47,7 @@ class OverlapScores(Metric):
         self.add_state("counts", default=[], dist_reduce_fx="cat")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add cases: class indices (B, \\*S) of prediction and truth."""
+        r"""Add cases: class indices (B, \*S) of prediction and truth."""
         self.counts.append(case_counts(prediction, target, len(self.class_names)))
 
     def compute(self) -> dict[str, Tensor]:
@@ -86,7 +86,7 @@ class HausdorffDistance95(Metric):
         self.add_state("distances", default=[], dist_reduce_fx="cat")
 
     def update(self, prediction: Tensor, target: Tensor, spacing: Tensor) -> None:
-        """Add cases: class indices (B, \\*S) and the spacing (B, dim) of their axes."""
+        r"""Add cases: class indices (B, \*S) and the spacing (B, dim) of their axes."""
         for one, truth, steps in zip(prediction, target, spacing, strict=True):
             row = [
                 hausdorff95((one == k).cpu().numpy(), (truth == k).cpu().numpy(), steps.tolist())

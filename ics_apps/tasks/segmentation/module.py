@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import Metric
 
 from ics_apps.nets import UNet
 from ics_apps.norms import NormConfig
@@ -95,11 +95,8 @@ class SegmentationTask(Task):
             return
         facts = self.facts
         self.net = self._make_net(facts["in_channels"], len(facts["class_names"]), facts["dim"], self.norm)
-        overlap, distance = OverlapScores(facts["class_names"]), HausdorffDistance95(facts["class_names"])
-        self.val_scores = MetricCollection({"overlap": overlap.clone()}, prefix="val/", compute_groups=False)
-        self.test_scores = MetricCollection(
-            {"overlap": overlap, "hd95": distance}, prefix="test/", compute_groups=False
-        )
+        self.val_overlap, self.test_overlap = (OverlapScores(facts["class_names"]) for _ in range(2))
+        self.test_distance = HausdorffDistance95(facts["class_names"])
 
     def configure_callbacks(self) -> list[Callback]:
         """Write panels of tested cases, and masks of predicted ones."""
@@ -120,42 +117,42 @@ class SegmentationTask(Task):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Score whole cases."""
-        logits = self(batch["image"])
+        logits = self.forward(batch["image"])
         prediction = logits.argmax(1)
         self._log_loss("val", logits, batch)
-        self.val_scores["overlap"].update(prediction, batch["mask"])
+        self.val_overlap.update(prediction, batch["mask"])
         return prediction
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Score whole cases, with surface distances."""
-        logits = self(batch["image"])
+        logits = self.forward(batch["image"])
         prediction = logits.argmax(1)
         self._log_loss("test", logits, batch)
-        self.test_scores["overlap"].update(prediction, batch["mask"])
-        self.test_scores["hd95"].update(prediction, batch["mask"], batch["spacing"])
+        self.test_overlap.update(prediction, batch["mask"])
+        self.test_distance.update(prediction, batch["mask"], batch["spacing"])
         return prediction
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Class indices (B, *S)."""
-        return self(batch["image"]).argmax(1)
+        return self.forward(batch["image"]).argmax(1)
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of all validation cases."""
-        self._log_scores(self.val_scores)
+        self._log_scores("val", self.val_overlap)
 
     def on_test_epoch_end(self) -> None:
         """Log the scores of all test cases."""
-        self._log_scores(self.test_scores)
+        self._log_scores("test", self.test_overlap, self.test_distance)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the data's facts with the weights."""
-        checkpoint[FACTS_KEY] = dict(self.facts or {})
+        checkpoint[FACTS_KEY] = self.facts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the data's facts from the checkpoint, and build the net if no data module has."""
-        facts = checkpoint.get(FACTS_KEY)
+        facts: DataFacts | None = checkpoint.get(FACTS_KEY)
         if facts:
-            self._agree_on(DataFacts(**facts))
+            self._agree_on(facts)
             self.configure_model()
 
     def _agree_on(self, facts: DataFacts) -> None:
@@ -163,9 +160,9 @@ class SegmentationTask(Task):
             self.facts = facts
             return
         for key in ("dim", "in_channels", "class_names"):
-            if self.facts[key] != facts[key]:  # type: ignore[literal-required]
+            if self.facts[key] != facts[key]:
                 raise TaskError(
-                    f"the checkpoint and the data differ in {key}: {facts[key]!r} against {self.facts[key]!r}; "  # type: ignore[literal-required]
+                    f"the checkpoint and the data differ in {key}: {facts[key]!r} against {self.facts[key]!r}; "
                     "give data of the same kind, or start a new run with --init_from."
                 )
 
@@ -173,7 +170,7 @@ class SegmentationTask(Task):
         loss = self.loss(logits, batch["mask"])
         self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["mask"]), sync_dist=True)
 
-    def _log_scores(self, scores: MetricCollection) -> None:
-        for metric in scores.values():
-            self.log_dict({f"{scores.prefix}{name}": value.float() for name, value in metric.compute().items()})
+    def _log_scores(self, stage: str, *metrics: Metric) -> None:
+        for metric in metrics:
+            self.log_dict({f"{stage}/{name}": value.float() for name, value in metric.compute().items()})
             metric.reset()

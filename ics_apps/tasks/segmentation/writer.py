@@ -54,7 +54,7 @@ class PanelWriter(Callback):
         """Remember a case if it is among the worst or the best so far."""
         if not trainer.is_global_zero or not isinstance(outputs, Tensor):
             return
-        classes = len(pl_module.facts["class_names"])  # type: ignore[index, arg-type, union-attr]
+        classes = len(_facts(pl_module)["class_names"])
         dice, _ = overlap(case_counts(outputs, batch["mask"], classes))
         score = float(dice.nanmean()) if not dice.isnan().all() else 1.0
         views = _views(batch["image"][0], batch["mask"][0], outputs[0])
@@ -95,7 +95,7 @@ class MaskWriter(BasePredictionWriter):
         batch_idx: int, dataloader_idx: int,
     ) -> None:  # fmt: skip
         """Write the masks of one batch."""
-        values = np.asarray(pl_module.facts["mask_values"])  # type: ignore[index, arg-type, union-attr]
+        values = np.asarray(_facts(pl_module)["mask_values"])
         folder = Path(trainer.default_root_dir) / PREDICTIONS
         folder.mkdir(parents=True, exist_ok=True)
         for classes, source in zip(prediction, batch["source"], strict=True):
@@ -103,7 +103,7 @@ class MaskWriter(BasePredictionWriter):
 
 
 def write_mask(folder: Path, source: Path, mask: NDArray[Any]) -> Path:
-    """Write `mask` (file values, \\*S) into `folder` under the name of `source`; returns the file."""
+    r"""Write `mask` (file values, \*S) into `folder` under the name of `source`; returns the file."""
     mask = mask.astype(np.uint8 if mask.max(initial=0) <= np.iinfo(np.uint8).max else np.int32)
     name = source.name.lower()
     if name.endswith((".nii", ".nii.gz")):
@@ -120,16 +120,21 @@ def write_mask(folder: Path, source: Path, mask: NDArray[Any]) -> Path:
     return path
 
 
+def _facts(pl_module: LightningModule) -> dict[str, Any]:
+    facts: dict[str, Any] = pl_module.facts  # type: ignore[assignment]
+    return facts
+
+
 def _write_nifti(path: Path, source: Path, mask: NDArray[Any]) -> None:
     try:
         import nibabel
     except ImportError as error:
         raise ImportError("NIfTI files need nibabel: pip install 'ics-apps[medical]'") from error
-    image: Any = nibabel.load(source)  # type: ignore[attr-defined]
+    image: Any = nibabel.load(source)
     header = image.header.copy()
     header.set_data_dtype(mask.dtype)
     header.set_slope_inter(1, 0)
-    nibabel.save(nibabel.Nifti1Image(mask, image.affine, header), path)  # type: ignore[attr-defined]
+    nibabel.save(nibabel.Nifti1Image(mask, image.affine, header), path)  # type: ignore[no-untyped-call]
 
 
 def _keep(heap: list[tuple[float, int, dict[str, Any]]], item: tuple[float, int, dict[str, Any]], size: int) -> None:

@@ -125,7 +125,9 @@ def test_a_new_run_starts_from_the_weights_of_another_with_more_classes(
     assert "kept as initialised: net.head.bias, net.head.weight" in out
 
 
-def test_evaluating_with_other_classes_is_refused(tmp_path: Path, png_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluating_with_other_classes_is_refused(
+    tmp_path: Path, png_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny = str(Path(__file__).parents[2] / "runs" / "tiny.yaml")
     assert main(["fit", tiny, "--out", "run", "--trainer.max_epochs", "1"]) == 0
     data = ["--data", "ics_apps.tasks.segmentation.data.ImageMaskFolderData", "--data.root", str(png_folder)]

@@ -1,0 +1,8 @@
+"""Callbacks for any Lightning project: a probe, a schedule and where the numbers go."""
+
+from __future__ import annotations
+
+from ics_apps.callbacks.activation_monitor import ActivationMonitor
+from ics_apps.callbacks.auto_precision import AutoPrecision
+
+__all__ = ["ActivationMonitor", "AutoPrecision"]
