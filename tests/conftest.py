@@ -16,7 +16,7 @@ def _lightning_logs_to_the_real_stderr() -> None:
     """Lightning's handlers keep the stderr of the test that imported it, which pytest closes afterwards."""
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("lightning")]:
         for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, logging.StreamHandler):
+            if type(handler) is logging.StreamHandler:
                 handler.stream = sys.__stderr__
 
 

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -78,11 +77,15 @@ class AutoPrecision(Callback):
         """Choose and apply."""
         if trainer.precision not in ("32-true", "32") or not pl_module.automatic_optimization:
             return
-        kept = _kept_choice(trainer)
+        record = (
+            Path(trainer.log_dir or trainer.default_root_dir) / PRECISION
+        )  # `log_dir` is asked of all ranks at once
+        kept = _kept_choice(record, trainer.strategy.root_device)
         self.choice = kept or self._fastest(trainer, pl_module)
         if kept is None and trainer.is_global_zero:
-            _keep_choice(trainer, self.choice)
-        rank_zero_info(self._sentence(was_kept=kept is not None))
+            write_text_atomically(record, json.dumps(asdict(self.choice)) + "\n")
+        if trainer.is_global_zero:
+            print(self._sentence(was_kept=kept is not None), flush=True)  # noqa: T201
         self._plugin_before = trainer.strategy.precision_plugin
         _apply(trainer, pl_module, self.choice)
 
@@ -147,7 +150,8 @@ def _set_memory_format(module: nn.Module, name: FormatName) -> None:
             layout = torch.channels_last_3d if name == "channels_last" else torch.contiguous_format
         else:
             continue
-        parameter.data = parameter.data.contiguous(memory_format=layout)
+        # `to`, not `contiguous`: weights of one input channel count as both layouts and would keep their strides.
+        parameter.data = parameter.data.to(memory_format=layout)
 
 
 def _time_steps(trainer: Trainer, module: LightningModule, batch: Any, choice: Choice, *, give_up: float) -> float:
@@ -206,18 +210,8 @@ def _log_nothing(*_args: Any, **_kwargs: Any) -> None:
     """Stand in for `self.log` while steps are timed: they are not training steps."""
 
 
-def _record_path(trainer: Trainer) -> Path:
-    return Path(trainer.log_dir or trainer.default_root_dir) / PRECISION
-
-
-def _kept_choice(trainer: Trainer) -> Choice | None:
-    path = _record_path(trainer)
-    if not path.is_file():
+def _kept_choice(record: Path, device: torch.device) -> Choice | None:
+    if not record.is_file():
         return None
-    kept = Choice(**json.loads(path.read_text()))
-    return kept if kept.precision != "bf16" or bf16_is_native(trainer.strategy.root_device) else None
-
-
-def _keep_choice(trainer: Trainer, choice: Choice) -> None:
-    choice_as_json = json.dumps({"precision": choice.precision, "memory_format": choice.memory_format})
-    write_text_atomically(_record_path(trainer), choice_as_json + "\n")
+    kept = Choice(**json.loads(record.read_text()))
+    return kept if kept.precision != "bf16" or bf16_is_native(device) else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from ics_apps.runs.directory import best_checkpoint, fresh_run_dir, newest_run_d
 from ics_apps.runs.layout import CONFIG
 
 TRAINING_VERBS: Final = ("run", "fit")
+RUN_DIR_OF_RANK_ZERO: Final = "ICS_APPS_RUN_DIR"
 
 _DESCRIPTIONS: Final = {
     "run": "Train, test the best checkpoint, and write metrics.json and report.html into one run directory.",
@@ -105,6 +107,9 @@ def _training_directory(
     name: str, options: argparse.Namespace, out: Path | None, earlier_run: Path | None
 ) -> tuple[Path, bool, Path | None]:
     word = options.ckpt_path
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0 and RUN_DIR_OF_RANK_ZERO in os.environ:
+        # Further processes of one run are given its directory: by now it may hold what rank zero has written.
+        return Path(os.environ[RUN_DIR_OF_RANK_ZERO]), word is not None, None
     if word is None:
         # A new run with the configuration of an earlier one gets a directory of its own.
         return fresh_run_dir(name, options.out if earlier_run else out), False, None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from ics_apps.cli.command import TRAINING_VERBS, Command
+from ics_apps.cli.command import RUN_DIR_OF_RANK_ZERO, TRAINING_VERBS, Command
 from ics_apps.cli.parsing import OneLineParser, allow_imports, plain_sentences
 from ics_apps.runs.atomic import write_text_atomically
 from ics_apps.runs.checkpoints import (
@@ -51,6 +52,7 @@ def execute(command: Command) -> int:
         ResumeError: A resume that also changes the model.
     """
     allow_imports(command.allow)
+    os.environ[RUN_DIR_OF_RANK_ZERO] = str(command.run_dir)  # read by the further processes that a strategy starts
     with _quiet():
         cli = TrainingCLI(command)
         try:

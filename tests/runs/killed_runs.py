@@ -58,6 +58,8 @@ def _child(arguments: list[str], log: str) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if os.path.isdir("/dev/shm"):  # noqa: PTH112, S108 - a temporary folder on another file system, as clusters have
+        os.environ["TMPDIR"] = "/dev/shm"  # noqa: S108
     import torch
 
     torch.set_num_threads(1)

@@ -1,0 +1,127 @@
+"""Statistics of samples against known answers and numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ics_apps.probes.moments import GRID, NO_BOUNDS, batch_moments, marks, reduce_rows, running_gap, summarise, unpack
+from ics_apps.probes.sampling import locate, read
+
+
+def test_a_constant_has_no_spread() -> None:
+    figures = summarise(torch.full((2, 3, 4), -2.5))
+    assert (figures["mean"], figures["std"], figures["rms"]) == (-2.5, 0.0, 2.5)
+    assert figures["min"] == figures["q15"] == figures["q50"] == figures["q85"] == figures["max"] == -2.5
+    assert (figures["count"], figures["zero_fraction"], figures["nonfinite_count"]) == (24, 0.0, 0)
+
+
+def test_a_uniform_grid_has_the_moments_and_quantiles_of_the_uniform_law() -> None:
+    n = 1001
+    figures = summarise(torch.linspace(0, 1, n, dtype=torch.float64))
+    assert figures["mean"] == pytest.approx(0.5, abs=1e-7)
+    assert figures["std"] == pytest.approx(math.sqrt((n + 1) / (12 * (n - 1))), rel=1e-6)
+    assert [figures[q] for q in ("q15", "q50", "q85")] == pytest.approx([0.15, 0.5, 0.85], abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_at_sigma_300_neither_overflows_nor_loses_digits(dtype: torch.dtype) -> None:
+    x = (300 * torch.randn(4096, generator=torch.Generator().manual_seed(0))).to(dtype)
+    figures, exact = summarise(x), x.double()
+    assert figures["mean"] == pytest.approx(float(exact.mean()), abs=1e-6 * 300)
+    assert figures["std"] == pytest.approx(float(exact.std(correction=0)), rel=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1e2, 1e4])
+def test_a_mean_far_above_the_spread_costs_no_digits(ratio: float) -> None:
+    x = ratio + torch.randn(4096, generator=torch.Generator().manual_seed(1))
+    figures, exact = summarise(x), x.double()
+    assert figures["mean"] == pytest.approx(float(exact.mean()), rel=1e-6)
+    assert figures["std"] == pytest.approx(float(exact.std(correction=0)), rel=1e-6)
+
+
+def test_values_near_the_end_of_float32_do_not_overflow() -> None:
+    figures = summarise(torch.tensor([-1e30, 1e30]))
+    assert (figures["mean"], figures["std"]) == (0.0, pytest.approx(1e30, rel=1e-6))
+
+
+def test_nan_and_inf_are_counted_and_left_out_of_everything_else() -> None:
+    figures = summarise(torch.tensor([math.nan, 1.0, math.inf, 3.0, -math.inf, 0.0]))
+    assert figures["nonfinite_count"] == 3
+    assert (figures["mean"], figures["min"], figures["max"]) == (pytest.approx(4 / 3), 0.0, 3.0)
+    assert figures["zero_fraction"] == pytest.approx(1 / 3)
+
+
+def test_a_tensor_without_a_finite_value_gives_nan_and_its_count() -> None:
+    figures = summarise(torch.full((7,), math.nan))
+    assert figures["nonfinite_count"] == 7
+    assert all(math.isnan(figures[name]) for name in ("mean", "std", "rms", "min", "max", "q50", "zero_fraction"))
+
+
+def test_saturated_values_are_counted_on_the_output() -> None:
+    y = torch.tensor([0.0, 0.01, 0.5, 0.6, 0.99])
+    assert summarise(y, activation=nn.Sigmoid())["saturated_fraction"] == pytest.approx(3 / 5)
+    assert math.isnan(summarise(y)["saturated_fraction"])
+    assert math.isnan(summarise(y, activation=nn.GELU())["saturated_fraction"])
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 8), min_size=1, max_size=4),
+    size=st.integers(2, 200),
+    turn=st.integers(0, 99),
+    mean=st.floats(-100, 100),
+    seed=st.integers(0, 1000),
+)
+def test_statistics_of_the_sample_equal_numpys_on_the_same_elements(
+    shape: list[int], size: int, turn: int, mean: float, seed: int
+) -> None:
+    x = mean + torch.randn(shape, generator=torch.Generator().manual_seed(seed)).relu()
+    figures = summarise(x, size, turn)
+    values = read(x, locate(x, size, turn)).numpy().astype(np.float64)
+    scale = np.abs(values).max() + 1e-30
+    assert figures["count"] == len(values)
+    assert figures["mean"] == pytest.approx(values.mean(), abs=1e-6 * scale)
+    assert figures["std"] == pytest.approx(values.std(), abs=1e-6 * scale)
+    assert figures["rms"] == pytest.approx(math.sqrt((values**2).mean()), abs=1e-6 * scale)
+    assert (figures["min"], figures["max"]) == (values.min(), values.max())
+    assert figures["zero_fraction"] == pytest.approx((values == 0).mean(), abs=1e-12)
+    expected = np.quantile(values, [0.15, 0.5, 0.85])
+    assert [figures[q] for q in ("q15", "q50", "q85")] == pytest.approx(expected, abs=1e-6 * scale)
+
+
+def test_rows_of_different_length_are_reduced_together() -> None:
+    rows = torch.full((2, 100), math.nan)
+    rows[0, :4] = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    rows[1] = torch.arange(100.0)
+    figures = unpack(reduce_rows(rows, torch.tensor([marks(NO_BOUNDS)] * 2)).numpy())
+    assert figures["mean"] == pytest.approx([2.5, 49.5], rel=1e-7)
+    assert figures["kept"].tolist() == [4, 100]
+    levels = (np.arange(GRID) + 0.5) / GRID
+    assert figures["grid"][1] == pytest.approx(np.quantile(np.arange(100.0), levels), abs=1e-4)
+
+
+@pytest.mark.parametrize("momentum", [0.1, 1.0])
+def test_batch_moments_come_back_from_what_batch_norm_did_to_its_buffers(momentum: float) -> None:
+    norm, x = nn.BatchNorm2d(5, momentum=momentum), 3 + 2 * torch.randn(8, 5, 6, 6)
+    norm(torch.randn(8, 5, 6, 6))
+    old_mean, old_var = norm.running_mean.clone(), norm.running_var.clone()
+    norm(x)
+    mean, var = batch_moments(old_mean, old_var, norm.running_mean, norm.running_var, momentum)
+    assert mean == pytest.approx(x.mean((0, 2, 3)).numpy(), rel=1e-5)
+    assert var == pytest.approx(x.var((0, 2, 3)).numpy(), rel=1e-5)
+
+
+def test_the_running_gap_is_the_median_distance_in_running_deviations() -> None:
+    gap = running_gap([0.0, 0.0, 1.0], [4.0, 4.0, 4.0], [0.1, 0.2, 1.6], momentum=0.1, eps=0.0)
+    assert gap == pytest.approx(1.0)
+
+
+def test_the_running_gap_is_unknown_when_nothing_is_updated() -> None:
+    assert math.isnan(running_gap([0.0], [1.0], [0.0], momentum=0.0))
