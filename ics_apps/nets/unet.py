@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ics_apps.nets.sites import Site, norms_by_site
+from ics_apps.nets.space_to_depth import depth_to_space, space_to_depth
 from ics_apps.norms import NormalizedConcat, NormError, NormSpec
 
 Order = Literal["conv-norm-act", "conv-act-norm"]
@@ -64,9 +65,12 @@ class UNet(nn.Module):
         order: Norm before or behind the activation.
         activation: The activation of every convolution; left out where the norm contains one (`filter_response`).
         upsample: Transposed convolution (kernel 2, stride 2), or 1x1 convolution and nearest-neighbour doubling.
+        fold: r: the net works at 1 / r of the resolution on blocks of r^dim positions folded into the channels, and
+            unfolds the logits. Few wide layers instead of many narrow ones: faster at equal accuracy on large, simple
+            images; 1 is the plain U-Net.
 
     Attributes:
-        stride: 2^depth, the size in input positions of one position of the bottleneck.
+        stride: fold * 2^depth, the size in input positions of one position of the bottleneck.
 
     Raises:
         NormError: A norm cannot be built (the message names site and level), or a site is unknown or not normalised.
@@ -98,22 +102,25 @@ class UNet(nn.Module):
         order: Order = "conv-norm-act",
         activation: Activation = "relu",
         upsample: Upsample = "transpose",
+        fold: int = 1,
     ) -> None:
         super().__init__()
-        _check_positive(in_channels=in_channels, num_classes=num_classes, width=width, depth=depth, max_width=max_width)
+        _check_positive(in_channels=in_channels, num_classes=num_classes, width=width, depth=depth)
+        _check_positive(max_width=max_width, fold=fold)
         _check_choice("dim", dim, tuple(_CONVS))
         _check_choice("order", order, get_args(Order))
         _check_choice("activation", activation, get_args(Activation))
         _check_choice("upsample", upsample, get_args(Upsample))
         norms = _site_norms(norm, site_norms or {}, normalize_streams)
         widths = [min(width * 2**level, max_width) for level in range(depth + 1)]
-        inputs = [in_channels, *widths]
+        inputs = [in_channels * fold**dim, *widths]
 
         def site(name: str, level: int) -> Site:
             return Site(f"{name} level {level}", norms[name], dim)
 
         self.dim = dim
-        self.stride = 2**depth
+        self.fold = fold
+        self.stride = fold * 2**depth
         self.encoder = nn.ModuleList(
             ConvPair(inputs[level], widths[level], site("encoder", level), order, activation) for level in range(depth)
         )
@@ -127,12 +134,14 @@ class UNet(nn.Module):
             )
             for level in range(depth)
         )
-        self.head = _CONVS[dim](widths[0], num_classes, 1)
+        self.head = _CONVS[dim](widths[0], num_classes * fold**dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K, *S) of an input (B, C, *S)."""
         size = x.shape[2:]
         x = self._padded(x)
+        if self.fold > 1:
+            x = space_to_depth(x, self.fold)
         skips = []
         for level in self.encoder:
             x = level(x)
@@ -142,6 +151,8 @@ class UNet(nn.Module):
         for level, skip in zip(reversed(self.decoder), reversed(skips), strict=True):
             x = level(x, skip)
         logits: Tensor = self.head(x)
+        if self.fold > 1:
+            logits = depth_to_space(logits, self.fold)
         if logits.shape[2:] != size:
             logits = logits[(slice(None), slice(None), *map(slice, size))]
         return logits

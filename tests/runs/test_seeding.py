@@ -1,4 +1,4 @@
-"""A stranger's module with dropout and a shuffling loader resumes to the same bits, with our callbacks in its Trainer."""
+"""A stranger's module with dropout and a shuffling loader resumes to the same bits with our callbacks."""
 
 from __future__ import annotations
 

@@ -118,7 +118,16 @@ def test_a_new_run_starts_from_the_weights_of_another_with_more_classes(
     tiny = str(Path(__file__).parents[2] / "runs" / "tiny.yaml")
     assert main(["fit", tiny, "--out", "first", "--trainer.max_epochs", "1"]) == 0
     data = ["--data.root", str(png_folder), "--data.classes", '{"outside": 0, "square": 7}']
-    arguments = ["--out", "second", *data, *SMALL, "--init_from", "first/checkpoints/best.ckpt"]
+    arguments = [
+        "--out",
+        "second",
+        *data,
+        *SMALL,
+        "--model.net.fold",
+        "1",
+        "--init_from",
+        "first/checkpoints/best.ckpt",
+    ]
     assert main(["fit", "segmentation/isbi2012", *arguments]) == 0
     out = capsys.readouterr().out
     assert "started from first/checkpoints/best.ckpt" in out
