@@ -63,7 +63,9 @@ def read_curves(path: Path, problems: list[str]) -> tuple[dict[str, Series], int
             continue
         steps.append(step)
         epoch = _to_integer(cells.pop("epoch", ""))
-        epochs += [] if epoch is None else [epoch]
+        # The test after training is logged under the number of an epoch that never began.
+        tested = all(name.startswith("test/") for name, cell in cells.items() if cell and name != "step")
+        epochs += [] if epoch is None or tested else [epoch]
         for name in points.keys() & cells.keys():
             value = _to_float(cells[name])
             if value is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,3 +119,8 @@ def test_text_files_cut_anywhere_and_followed_by_junk_are_still_read(make_run, t
         assert all(value for _, value in facts(read))
     finally:
         (run / name).write_bytes(whole)
+
+
+def test_the_row_of_the_test_does_not_count_as_an_epoch(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,epoch,val/dice,test/dice\n9,0,0.5,\n19,1,0.6,\n20,2,,0.55\n")
+    assert read_run(tmp_path).last_epoch == 1
