@@ -167,6 +167,8 @@ def _run(cli: TrainingCLI) -> int:
     )
     if cli.trainer.received_sigterm:
         return EXIT_SIGTERM
+    if not cli.trainer.is_global_zero:
+        return 0
     metrics = _ordered(results)
     write_text_atomically(cli.command.run_dir / METRICS_SUMMARY, json.dumps(metrics, indent=2) + "\n")
     if cli.record:
@@ -190,7 +192,8 @@ def _evaluate(cli: TrainingCLI, stage: Any) -> int:
     results = stage(
         cli.model, datamodule=cli.datamodule, ckpt_path=cli.command.checkpoint, verbose=False, weights_only=True
     )
-    _print_metrics(cli, _ordered(results))
+    if cli.trainer.is_global_zero:
+        _print_metrics(cli, _ordered(results))
     return 0
 
 
@@ -253,6 +256,8 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _announce(cli: TrainingCLI) -> None:
+    if not cli.trainer.is_global_zero:
+        return
     layers = " + ".join(path.name for path in cli.command.configs)
     print(f"recipe: {cli.command.recipe} ({layers})\nrun directory: {cli.command.run_dir}", flush=True)  # noqa: T201
 
