@@ -69,3 +69,14 @@ def test_every_dependency_has_a_floor_and_a_reason() -> None:
 def test_constraints_hold_versions_only() -> None:
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9_.\-]+==[A-Za-z0-9_.\-+!]+", line), line
+
+
+def test_compromised_and_leaky_releases_of_lightning_are_refused() -> None:
+    """2.6.2 and 2.6.3 stole credentials at import; releases before 2.6.6 run code from a checkpoint."""
+    from packaging.requirements import Requirement
+
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    lightning = next(r for r in map(Requirement, dependencies) if r.name == "lightning")
+    for version in ("2.6.2", "2.6.3", "2.6.5"):
+        assert not lightning.specifier.contains(version), f"lightning {version} would be accepted"
+    assert lightning.specifier.contains("2.6.6")

@@ -31,7 +31,7 @@ from ics_apps.runs.checkpoints import (
     resume_point,
 )
 from ics_apps.runs.initial_weights import InitialWeights
-from ics_apps.runs.layout import BEST_CHECKPOINT, CHECKPOINTS, CONFIG, METRICS_SUMMARY, REPORT
+from ics_apps.runs.layout import BEST_CHECKPOINT, CHECKPOINTS, CONFIG, METRICS_SUMMARY, PREDICTIONS, REPORT
 from ics_apps.runs.metrics import MetricsLogger
 from ics_apps.runs.progress import EpochLines
 from ics_apps.runs.record import RunRecord
@@ -202,6 +202,9 @@ def _predict(cli: TrainingCLI) -> int:
         cli.model, datamodule=cli.datamodule, ckpt_path=cli.command.checkpoint, return_predictions=False,
         weights_only=True,
     )  # fmt: skip
+    written = cli.command.run_dir / PREDICTIONS
+    if cli.trainer.is_global_zero and written.is_dir():
+        print(f"predictions: {written}", flush=True)  # noqa: T201
     return 0
 
 

@@ -68,6 +68,7 @@ def test_own_pngs_are_trained_tested_and_predicted(
     assert f"{metrics['test/dice']:.4f}" in capsys.readouterr().out, "`test` and `run` disagree about the same weights"
 
     assert main(["predict", "run", "--data.predict_root", str(png_folder / "images")]) == 0
+    assert "predictions: run/predictions" in capsys.readouterr().out
     written = sorted(Path("run/predictions").iterdir())
     assert [path.name for path in written] == [f"case {number}.png" for number in range(6)]
     for path in written:
