@@ -15,7 +15,6 @@ from ics_apps import __version__
 from ics_apps.cli.nearest import did_you_mean
 
 EXIT_USAGE: Final = 2
-EXIT_SIGTERM: Final = 143
 
 HELP: Final = """\
 ics-apps: choose, watch and measure normalization in PyTorch Lightning projects.

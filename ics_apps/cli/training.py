@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -37,7 +37,7 @@ from ics_apps.runs.progress import EpochLines
 from ics_apps.runs.record import RunRecord
 from ics_apps.runs.seeding import SeedEveryEpoch
 
-EXIT_SIGTERM = 143
+EXIT_SIGTERM: Final = 143
 
 
 class ResumeError(ValueError):
@@ -172,6 +172,7 @@ def _run(cli: TrainingCLI) -> int:
     metrics = _ordered(results)
     write_text_atomically(cli.command.run_dir / METRICS_SUMMARY, json.dumps(metrics, indent=2) + "\n")
     if cli.record:
+        cli.record.note(_split_note(cli))
         cli.record.close("finished")
     from ics_apps.reports import write_report
 
@@ -273,6 +274,11 @@ def _say_how_to_continue(command: Command, cause: str) -> None:
     print(f"stopped by {cause}; continue with: {' '.join(words)} --ckpt_path last", file=sys.stderr, flush=True)  # noqa: T201
 
 
+def _split_note(cli: TrainingCLI) -> str:
+    """How the data module split its cases, where it tells; without it a test figure cannot be read."""
+    return str(getattr(cli.datamodule, "split_note", ""))
+
+
 def _print_metrics(cli: TrainingCLI, metrics: dict[str, float]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -282,9 +288,7 @@ def _print_metrics(cli: TrainingCLI, metrics: dict[str, float]) -> None:
         table.add_row(name, f"{value:.4f}")
     console = Console(soft_wrap=True)
     console.print(table)
-    note = getattr(cli.datamodule, "split_note", None)
-    if note:
-        console.print(note, highlight=False, markup=False)
+    console.print(_split_note(cli), highlight=False, markup=False)
     report = cli.command.run_dir / REPORT
     if cli.command.verb == "run":
         console.print(f"report: {report}", highlight=False, markup=False)

@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from ics_apps.runs.atomic import write_atomically
+from ics_apps.runs.atomic import PART_SUFFIX, write_atomically
 from ics_apps.runs.layout import BEST_CHECKPOINT, CHECKPOINTS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 
 NEWEST_FIRST: Final = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)
@@ -226,7 +226,7 @@ def _link(source: Path, target: Path) -> None:
     """Let `target` be another name of `source`'s present content, without a moment in which `target` is missing."""
     if not source.is_file():
         return
-    temporary = target.with_name(f".{target.name}.part")
+    temporary = target.with_name(f".{target.name}{PART_SUFFIX}")
     temporary.unlink(missing_ok=True)
     os.link(source, temporary)
     temporary.replace(target)

@@ -82,7 +82,7 @@ class RunRecord(Callback):
 
     def note(self, text: str) -> None:
         """Add a sentence that a reader of the run must know."""
-        if self._open:
+        if self._open and text:
             notes = self._read().get("notes", [])
             self._update(notes=[*notes, text] if text not in notes else notes)
 

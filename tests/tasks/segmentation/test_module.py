@@ -59,6 +59,10 @@ def test_own_pngs_are_trained_tested_and_predicted(
     metrics = json.loads(Path("run/metrics.json").read_text())
     assert {"test/dice", "test/iou", "test/hd95", "test/dice/square"} <= set(metrics)
     assert 0 <= metrics["test/dice"] <= 1
+    assert json.loads(Path("run/run.json").read_text())["notes"] == [
+        "seeded draw (seed 0, val_fraction 0.2, test_fraction 0): 5 train, 1 val, 0 test cases; "
+        "no test part, so test uses val"
+    ]
     table = pd.read_csv("run/metrics.csv")
     assert table["val/dice"].notna().sum() == 2
     for name in ("config.yaml", "run.json", "report.html", "panels/index.json", "checkpoints/best.ckpt"):
