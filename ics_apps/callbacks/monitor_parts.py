@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from ics_apps.probes.recorder import COLUMNS, Table
+from ics_apps.runs.atomic import sweep_parts, write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,7 +64,6 @@ class MonitorParts:
 
         names = ["step", "epoch", *COLUMNS]
         columns = {name: np.concatenate([sample[name] for sample in self._samples]) for name in names}
-        self.folder.mkdir(parents=True, exist_ok=True)
         _replace(self.folder / f"part-{self._first_step:09d}.parquet", pa.table(columns))
         self._unwritten = False
 
@@ -79,8 +79,7 @@ class MonitorParts:
         self._samples, self._unwritten = [], False
         if not self.folder.is_dir():
             return 0
-        for left in self.folder.glob(".part-*.tmp"):
-            left.unlink()
+        sweep_parts(self.folder)
         return sum(_cut(part, step) for part in sorted(self.folder.glob("part-*.parquet")))
 
 
@@ -110,6 +109,7 @@ def _cut(part: Path, step: int) -> int:
 def _replace(path: Path, table: pa.Table) -> None:
     import pyarrow.parquet as pq
 
-    hidden = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table, hidden)
-    hidden.replace(path)
+    def write(file: IO[bytes]) -> None:
+        pq.write_table(table, file)
+
+    write_atomically(path, write)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -96,8 +97,8 @@ def test_a_file_that_cannot_be_read_is_set_aside_and_named(tmp_path: Path) -> No
 def test_an_interrupted_write_leaves_the_old_part_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = write(tmp_path, 0)
 
-    def killed(table: object, path: Path) -> None:
-        Path(path).write_bytes(b"PAR1 and then")
+    def killed(table: object, file: IO[bytes]) -> None:
+        file.write(b"PAR1 and then")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pq, "write_table", killed)
