@@ -12,7 +12,10 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+
+from ics_apps.norms.statistics import last_batch_problem
 
 
 class TaskError(ValueError):
@@ -49,6 +52,16 @@ class Task(LightningModule):
             return optimizer
         scheduler, interval = self._schedule(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    def on_train_start(self) -> None:
+        """Say at once what the last small batch of every epoch will do to norms that pool samples."""
+        loader = self.trainer.train_dataloader
+        size = getattr(loader, "batch_size", None)
+        if loader is None or size is None or loader.drop_last:
+            return
+        problem = last_batch_problem(len(loader.sampler), size, self)
+        if problem:
+            rank_zero_warn(problem)
 
     def on_train_epoch_start(self) -> None:
         """Log the learning rate once an epoch."""
