@@ -30,6 +30,7 @@ types: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/monitor.py
+	$(BIN)/python benchmarks/norms.py
 
 # Reinstalled when the project's metadata or the tested versions change.
 $(STAMP): pyproject.toml constraints.txt

@@ -9,8 +9,15 @@ import pytest
 from ics_apps.cli import main
 
 HEAVY = ("torch", "lightning", "pandas", "matplotlib", "numpy", "jsonargparse", "transformers", "timm", "scanpy")
-LIGHT_COMMANDS = (["--help"], ["--version"], ["recipes", "list"], ["norms", "list"], ["norms", "describe", "group"],
-                  ["run", "--help"], ["report", "--help"])  # fmt: skip
+LIGHT_COMMANDS = (
+    ["--help"],
+    ["--version"],
+    ["recipes", "list"],
+    ["norms", "list"],
+    ["norms", "describe", "group", "--no-measure"],
+    ["run", "--help"],
+    ["report", "--help"],
+)
 
 
 @pytest.mark.parametrize("arguments", LIGHT_COMMANDS, ids=" ".join)
@@ -49,7 +56,7 @@ def test_norms_list_shows_promises_and_describe_the_formula(capsys: pytest.Captu
     table = capsys.readouterr().out
     assert "batch_frozen" in table
     assert "group" not in table.split("\n", 1)[1].split("batch_noisy")[0].replace("groups", "")
-    assert main(["norms", "describe", "group"]) == 0
+    assert main(["norms", "describe", "group", "--no-measure"]) == 0
     described = capsys.readouterr().out
     assert "num_groups" in described
     assert "1803.08494" in described
