@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from ics_apps.norms import NormError, NormSpec, make_norm
-from ics_apps.norms.registry import NormEntry, nearest, parse_norm
+from ics_apps.norms.layers.weight import attach_weight_norm
+from ics_apps.norms.options import nearest
+from ics_apps.norms.registry import NormEntry, parse_norm
 
 
 @dataclass(frozen=True)
@@ -25,16 +27,22 @@ class Site:
     spec: NormSpec
     dim: int
 
-    def norm(self, channels: int) -> nn.Module:
+    def norm(self, channels: int, behind: nn.Module | None = None) -> nn.Module:
         """Build the norm.
 
+        Args:
+            channels: Size of the channel axis.
+            behind: The layer directly before it, to which a norm that acts on weights is attached.
+
         Raises:
-            NormError: It cannot be built; the message begins with the site.
+            NormError: It cannot be built, or acts on a weight where there is none; the message begins with the site.
         """
         try:
-            return make_norm(self.spec, channels, self.dim)
+            norm = make_norm(self.spec, channels, self.dim)
+            attach_weight_norm(behind, norm)
         except NormError as error:
             raise NormError(f"{self.label}: {error}") from error
+        return norm
 
     @property
     def absorbs_bias(self) -> bool:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ics_apps.nets.sites import Site, norms_by_site
 from ics_apps.nets.space_to_depth import depth_to_space, space_to_depth
 from ics_apps.norms import NormalizedConcat, NormError, NormSpec
+from ics_apps.norms.layers.weight import attach_weight_norm
 
 Order = Literal["conv-norm-act", "conv-act-norm"]
 Activation = Literal["relu", "leaky_relu", "gelu", "silu"]
@@ -51,6 +52,8 @@ class UNet(nn.Module):
 
     Any input size works: sizes that 2^depth does not divide are padded at their far ends by repeating the border, and
     the output is cropped to the input's size.
+
+    Norms on weights act on the convolution before their site; the skip stream has none and refuses them.
 
     Args:
         in_channels: C of the input (B, C, *S).
@@ -128,8 +131,8 @@ class UNet(nn.Module):
         self.bottleneck = ConvPair(inputs[depth], widths[depth], site("bottleneck", depth), order, activation)
         self.decoder = nn.ModuleList(
             DecoderLevel(
-                UpConv(widths[level + 1], widths[level], site("up", level), upsample),
-                _concat(widths[level], norms, level, dim),
+                up := UpConv(widths[level + 1], widths[level], site("up", level), upsample),
+                _concat(up, widths[level], norms, level, dim),
                 ConvPair(2 * widths[level], widths[level], site("decoder", level), order, activation),
             )
             for level in range(depth)
@@ -175,10 +178,10 @@ class ConvPair(nn.Module):
         bias = not (self.norm_first and site.absorbs_bias)
         kind = nn.Identity if site.contains_activation else _ACTIVATIONS[activation]
         self.conv1 = _CONVS[site.dim](in_channels, out_channels, 3, padding=1, bias=bias)
-        self.norm1 = site.norm(out_channels)
+        self.norm1 = site.norm(out_channels, self.conv1)
         self.act1 = kind()
         self.conv2 = _CONVS[site.dim](out_channels, out_channels, 3, padding=1, bias=bias)
-        self.norm2 = site.norm(out_channels)
+        self.norm2 = site.norm(out_channels, self.conv2)
         self.act2 = kind()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -235,11 +238,19 @@ def _site_norms(norm: NormSpec, given: Mapping[str, NormSpec], normalize_streams
     return norms
 
 
-def _concat(width: int, norms: Mapping[str, NormSpec], level: int, dim: int) -> NormalizedConcat:
+def _concat(up: UpConv, width: int, norms: Mapping[str, NormSpec], level: int, dim: int) -> NormalizedConcat:
+    # The up stream comes straight out of a convolution, the skip stream out of an activation.
+    layers = {"skip": None, "up": up[0]}
     try:
-        return NormalizedConcat({"skip": width, "up": width}, {name: norms[name] for name in ("skip", "up")}, dim)
+        concat = NormalizedConcat({"skip": width, "up": width}, {name: norms[name] for name in layers}, dim)
     except NormError as error:
         raise NormError(f"decoder level {level}, {error}") from error
+    for stream, layer in layers.items():
+        try:
+            attach_weight_norm(layer, concat.get_submodule(stream))
+        except NormError as error:
+            raise NormError(f"decoder level {level}, stream {stream!r}: {error}") from error
+    return concat
 
 
 def _check_positive(**values: int) -> None:

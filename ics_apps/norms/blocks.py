@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ics_apps.norms.axes import channel_axis
+from ics_apps.norms.engine.axes import channel_axis
 from ics_apps.norms.registry import Dim, NormError, NormSpec, make_norm, nearest
 
 

@@ -37,3 +37,10 @@ def check_not_negative(**values: float) -> None:
     for name, value in values.items():
         if value < 0:
             raise NormError(f"{name} must not be negative, got {value}")
+
+
+def check_at_least(least: float, **values: float) -> None:
+    """Refuse values below the least allowed one."""
+    for name, value in values.items():
+        if value < least:
+            raise NormError(f"{name} must be at least {least}, got {value}")

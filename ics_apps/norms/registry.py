@@ -1,7 +1,7 @@
 """The registry of normalization layers: register, list, describe and build by name.
 
-Free of torch, so that names and descriptions answer at once. The layers themselves live in `batch`, `sample`, `mixed`
-and `elementwise`; the builders that name them, with their promises, in `catalog`.
+Free of torch, so that names and descriptions answer at once. The layers themselves live in `layers`; the
+builders that name them, with their promises, in `catalog`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from ics_apps.norms.options import NormError as NormError
+from ics_apps.norms.options import check_options, option_parameters, origin
+from ics_apps.norms.options import nearest as nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,19 +36,7 @@ POOLED_AXES = ("N", "C", "C/G", "S")
 """Axes that statistics can run over: N samples of the batch, C channels, C/G the channels of one group, S positions
 (space, or the tokens of a sample)."""
 
-_OPTION_TYPES: dict[str, tuple[type, ...]] = {
-    "bool": (bool,),
-    "int": (int,),
-    "float": (float, int),
-    "str": (str,),
-    "None": (type(None),),
-}
-
 Builder = TypeVar("Builder", bound=Callable[..., "nn.Module"])
-
-
-class NormError(ValueError):
-    """A norm was asked for that does not exist, or not with these options, channels or dimension."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +56,10 @@ class NormEntry:
         needs_condition: True if the forward call needs a condition beside the input.
         contains_activation: True if it replaces norm and activation; a net puts no activation behind it.
         absorbs_bias: True if a bias of the layer directly before it is cancelled or made redundant by its own shift.
+        acts_on_weight: True if it normalises the weight of the layer before it, to which it has to be attached.
+        thrice_differentiable: True if the third derivative of the layer, as built by default, is right (physics losses
+            need it); see `make_norm(..., smooth=True)` for the others.
+        exact_in_bf16: True if a bfloat16 input gives the float64 result rounded, because statistics run in float32.
         reference: The paper.
         options: Name and default of each option.
         builder: The function that builds the layer.
@@ -82,6 +77,9 @@ class NormEntry:
     needs_condition: bool
     contains_activation: bool
     absorbs_bias: bool
+    acts_on_weight: bool
+    thrice_differentiable: bool
+    exact_in_bf16: bool
     reference: str
     options: Mapping[str, Any] = field(hash=False)
     builder: Callable[..., nn.Module] = field(repr=False)
@@ -102,6 +100,9 @@ def register_norm(
     needs_condition: bool = False,
     contains_activation: bool = False,
     absorbs_bias: bool = False,
+    acts_on_weight: bool = False,
+    thrice_differentiable: bool = False,
+    exact_in_bf16: bool = True,
     reference: str,
     dims: Iterable[Dim] = DIMS,
     undefined_because: str = "",
@@ -122,6 +123,9 @@ def register_norm(
         needs_condition: Forward needs a condition.
         contains_activation: Replaces norm and activation.
         absorbs_bias: Makes a bias directly before it redundant.
+        acts_on_weight: Normalises the weight of the layer before it.
+        thrice_differentiable: The third derivative is right without `smooth`.
+        exact_in_bf16: bfloat16 in gives the exact result, rounded.
         reference: Author, year, arXiv number; or "ours".
         dims: Values of `dim` it is defined for.
         undefined_because: One clause saying why not for the others.
@@ -141,7 +145,7 @@ def register_norm(
 
     def decorate(builder: Builder) -> Builder:
         if name in _ENTRIES:
-            first, second = _origin(_ENTRIES[name].builder), _origin(builder)
+            first, second = origin(_ENTRIES[name].builder), origin(builder)
             raise NormError(f"norm {name!r} is registered twice, by {first} and by {second}; rename one of them")
         summary, _, doc = (inspect.getdoc(builder) or "").partition("\n")
         _ENTRIES[name] = NormEntry(
@@ -157,8 +161,11 @@ def register_norm(
             needs_condition=needs_condition,
             contains_activation=contains_activation,
             absorbs_bias=absorbs_bias,
+            acts_on_weight=acts_on_weight,
+            thrice_differentiable=thrice_differentiable,
+            exact_in_bf16=exact_in_bf16,
             reference=reference,
-            options=MappingProxyType({p.name: p.default for p in _option_parameters(builder)}),
+            options=MappingProxyType({p.name: p.default for p in option_parameters(builder)}),
             builder=builder,
         )
         return builder
@@ -166,23 +173,27 @@ def register_norm(
     return decorate
 
 
-def make_norm(spec: NormSpec, channels: int, dim: Dim = 2) -> nn.Module:
+def make_norm(spec: NormSpec, channels: int, dim: Dim = 2, *, smooth: bool = False) -> nn.Module:
     """Build a norm layer for `channels` channels.
 
     Args:
         spec: A name, a flat dict of name and options, or a callable `(channels, *, dim) -> nn.Module`.
         channels: Size of the channel axis, >= 1.
         dim: 0 for inputs (B, C), 1 to 3 for (B, C, *S), "tokens" for (B, L, C).
+        smooth: Make derivatives of every order right, as losses that contain derivatives of the net need them. torch's
+            fused batch and layer norm are wrong from the third order on, without a word; this takes plain operations
+            in their place, at about three times the time.
 
     Raises:
-        NormError: Unknown name or option, a value of the wrong type or out of range, a norm not defined for `dim`.
+        NormError: Unknown name or option, a value of the wrong type or out of range, a norm not defined for `dim`, or
+            one whose formula has kinks and `smooth`.
 
     Example:
         >>> make_norm({"name": "group", "num_groups": 4}, 16).num_groups
         4
         >>> make_norm("gruop", 16)
         Traceback (most recent call last):
-        ics_apps.norms.registry.NormError: unknown norm 'gruop'; did you mean 'group'? `ics-apps norms list` shows all
+        ics_apps.norms.options.NormError: unknown norm 'gruop'; did you mean 'group'? `ics-apps norms list` shows all
     """
     if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
         raise NormError(f"channels must be a positive integer, got {channels!r}")
@@ -196,7 +207,8 @@ def make_norm(spec: NormSpec, channels: int, dim: Dim = 2) -> nn.Module:
         allowed = ", ".join(map(repr, entry.dims))
         reason = entry.undefined_because or "its author does not offer it"
         raise NormError(f"norm {entry.name!r} is not defined for dim {dim!r}: {reason} (defined for dim {allowed})")
-    return entry.builder(channels, dim=dim, **options)
+    norm = entry.builder(channels, dim=dim, **options)
+    return _smooth(norm, entry, dim) if smooth else norm
 
 
 def parse_norm(spec: NormConfig) -> tuple[NormEntry, dict[str, Any]]:
@@ -217,7 +229,7 @@ def parse_norm(spec: NormConfig) -> tuple[NormEntry, dict[str, Any]]:
     if "name" not in options:
         raise NormError(f"a norm given as a dict needs the key 'name', as in {{'name': 'group'}}, got {options!r}")
     entry = norm_entry(options.pop("name"))
-    _check_options(entry, options)
+    check_options(entry.name, entry.builder, options)
     return entry, options
 
 
@@ -265,19 +277,14 @@ def norm_entry(name: str) -> NormEntry:
     return _ENTRIES[name]
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """End of the clause of an error that names something unknown: the nearest known name, if one is near.
-
-    Example:
-        >>> nearest("gruop", ["group", "batch"]), nearest("zzz", ["group", "batch"])
-        ("; did you mean 'group'?", '.')
-    """
-    close = get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else "."
-
-
 _ENTRIES: dict[str, NormEntry] = {}
 _LOADED_PLUGINS: set[str] = set()
+
+
+def _smooth(norm: nn.Module, entry: NormEntry, dim: Dim) -> nn.Module:
+    from ics_apps.norms.layers.smooth import smooth
+
+    return smooth(norm, entry, dim)
 
 
 def _load_plugins() -> None:
@@ -295,18 +302,6 @@ def _load_plugins() -> None:
         _LOADED_PLUGINS.add(key)
 
 
-def _option_parameters(builder: Callable[..., nn.Module]) -> list[inspect.Parameter]:
-    parameters = list(inspect.signature(builder).parameters.values())
-    options = [p for p in parameters[1:] if p.name != "dim"]
-    for parameter in options:
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or parameter.default is inspect.Parameter.empty:
-            raise NormError(
-                f"builder {_origin(builder)}: {parameter} must be a keyword-only option with a default, "
-                "as in (channels, *, dim, eps=1e-5)"
-            )
-    return options
-
-
 def _check_metadata(name: str, pools: tuple[str, ...], dims: tuple[Dim, ...]) -> None:
     if not name.isidentifier() or name != name.lower():
         raise NormError(f"the name of a norm is lower_snake, as in 'layer_c', got {name!r}")
@@ -316,32 +311,6 @@ def _check_metadata(name: str, pools: tuple[str, ...], dims: tuple[Dim, ...]) ->
     for dim in dims:
         if dim not in DIMS:
             raise NormError(f"norm {name!r} is declared for dim {dim!r}; dims are {', '.join(map(repr, DIMS))}")
-
-
-def _check_options(entry: NormEntry, options: Mapping[str, Any]) -> None:
-    annotations = {p.name: p.annotation for p in _option_parameters(entry.builder)}
-    for key, value in options.items():
-        if key not in entry.options:
-            allowed = ", ".join(sorted(entry.options)) or "none"
-            raise NormError(
-                f"norm {entry.name!r} has no option {key!r}{nearest(key, entry.options)} Its options: {allowed}"
-            )
-        annotation = annotations[key]
-        wanted = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
-        if not _has_type(value, wanted):
-            raise NormError(
-                f"option {key!r} of norm {entry.name!r} must be {wanted}, got {value!r} ({type(value).__name__})"
-            )
-
-
-def _has_type(value: object, wanted: str) -> bool:
-    """Whether a value fits an annotation such as `float | None`; annotations of other kinds are not judged."""
-    names = [part.strip() for part in wanted.split("|")]
-    if any(name not in _OPTION_TYPES for name in names):
-        return True
-    if isinstance(value, bool):
-        return "bool" in names
-    return any(isinstance(value, _OPTION_TYPES[name]) for name in names)
 
 
 def _check_callable(spec: Callable[..., nn.Module], channels: int, dim: Dim) -> None:
@@ -357,7 +326,3 @@ def _check_callable(spec: Callable[..., nn.Module], channels: int, dim: Dim) -> 
             f"a callable norm is called as norm(channels, dim=dim), which {name}{signature} does not accept; "
             f"wrap it: lambda channels, dim: {name}(channels)"
         ) from error
-
-
-def _origin(builder: Callable[..., nn.Module]) -> str:
-    return f"{builder.__module__}:{builder.__qualname__}"

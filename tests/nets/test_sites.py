@@ -41,3 +41,15 @@ def test_an_unknown_site_names_the_nearest():
         NormError, match=r"unknown site 'decodr' in site_norms; did you mean 'decoder'\? Sites: encoder, dec"
     ):
         norms_by_site("batch", {"decodr": "none"}, ("encoder", "decoder"))
+
+
+def test_a_norm_on_weights_is_attached_to_the_layer_before_its_site():
+    conv = nn.Conv2d(3, 8, 3)
+    norm = Site("encoder level 0", "weight_standardization", 2).norm(8, conv)
+    assert norm.attached
+    assert conv.weight.mean((1, 2, 3)).abs().max() < 1e-6
+
+
+def test_a_norm_on_weights_without_a_layer_is_refused():
+    with pytest.raises(NormError, match=r"^encoder level 0: norm 'weight_norm' acts on the weight.*there is none here"):
+        Site("encoder level 0", "weight_norm", 2).norm(8)

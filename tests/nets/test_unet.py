@@ -7,13 +7,22 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from ics_apps.nets import UNet
-from ics_apps.norms import NormError, list_norms, norm_entry
+from ics_apps.norms import NormError, list_norms, norm_context, norm_entry
 
 SIZES = {1: (16,), 2: (16, 24), 3: (8, 8, 16)}
 SITES = ("encoder", "bottleneck", "decoder", "skip", "up")
+# A style has the channels of one layer, so it comes by the call and not by a context around a whole net.
+FOR_NETS = [name for name in list_norms() if name != "adaptive_instance"]
+
+
+def conditions():
+    """What the conditional norms among them need, for a batch of two."""
+    return norm_context(domain=torch.zeros(2, dtype=torch.int64), label=torch.tensor([0, 1]), reference=1)
 
 
 def small(dim=2, **options):
@@ -103,7 +112,7 @@ def test_each_site_takes_its_own_norm():
         site = name.split(".")[-1] if ".concat." in name else name.split(".")[0]
         expected = {
             "encoder": "BatchNorm2d",
-            "bottleneck": "ChannelLayerNorm",
+            "bottleneck": "LayerNorm",
             "decoder": "GroupNorm",
             "skip": "InstanceNorm",
             "up": "RMSNorm",
@@ -174,28 +183,37 @@ def test_activation_is_the_one_asked_for(activation, kind):
     assert len(places(small(activation=activation), kind)) == 10
 
 
-@pytest.mark.parametrize("norm", [name for name in list_norms() if 2 in norm_entry(name).dims])
+@pytest.mark.parametrize("norm", [name for name in FOR_NETS if 2 in norm_entry(name).dims])
 @pytest.mark.parametrize("order", ["conv-norm-act", "conv-act-norm"])
 def test_every_norm_trains_and_reaches_all_parameters(norm, order):
-    net = small(norm=norm, order=order, normalize_streams="both")
+    streams = "up" if norm_entry(norm).acts_on_weight else "both"
+    net = small(norm=norm, order=order, normalize_streams=streams)
     before = [parameter.clone() for parameter in net.parameters()]
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    net(image()).square().mean().backward()
+    # With standardised weights and nothing else activations grow by sqrt(fan_in) a layer, and gradients with them.
+    rate = 1e-12 if norm == "weight_standardization" else 0.1
+    optimizer = torch.optim.SGD(net.parameters(), lr=rate)
+    with conditions():
+        net(image()).square().mean().backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
     optimizer.step()
     assert any(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
-    assert net.eval()(image()).isfinite().all()
+    with conditions():
+        assert net.eval()(image()).isfinite().all()
 
 
-@pytest.mark.parametrize("norm", list_norms())
+@pytest.mark.parametrize("norm", FOR_NETS)
 @pytest.mark.parametrize("dim", [2, 3])
 @pytest.mark.parametrize("site", SITES)
 def test_every_norm_fits_every_site_or_says_in_a_line_why_not(norm, dim, site):
     options = {"norm": "batch", "site_norms": {site: norm}, "normalize_streams": "both"}
-    if dim in norm_entry(norm).dims:
-        assert small(dim, **options)(image(dim)).shape == (2, 2, *SIZES[dim])
+    if site == "skip" and norm_entry(norm).acts_on_weight:
+        with pytest.raises(NormError, match=r"stream 'skip'.*there is none here"):
+            small(dim, **options)
+    elif dim in norm_entry(norm).dims:
+        with conditions():
+            assert small(dim, **options)(image(dim)).shape == (2, 2, *SIZES[dim])
     else:
         with pytest.raises(NormError, match=f"{site}.*norm '{norm}' is not defined for dim {dim}") as caught:
             small(dim, **options)
@@ -269,3 +287,21 @@ def test_training_lowers_the_loss():
 def test_a_wrong_option_is_refused_before_anything_runs(options, message):
     with pytest.raises(ValueError, match=message):
         small(**options)
+
+
+@pytest.mark.parametrize("norm", list_norms(family="weight"))
+@pytest.mark.parametrize("upsample", ["transpose", "nearest"])
+def test_norms_on_weights_reach_every_convolution_of_their_site(norm, upsample):
+    options = {"norm": norm, "upsample": upsample, "normalize_streams": "up"}
+    net, fresh = small(**options), small(**options)
+    plain = [m for m in net.modules() if isinstance(m, _ConvNd) and not parametrize.is_parametrized(m)]
+    assert plain == [net.head]
+    net(image()).square().mean().backward()
+    fresh.load_state_dict(net.state_dict())
+    assert torch.equal(fresh.eval()(image()), net.eval()(image()))
+
+
+@pytest.mark.parametrize("norm", list_norms(family="weight"))
+def test_a_skip_stream_refuses_norms_on_weights(norm):
+    with pytest.raises(NormError, match=rf"decoder level 0, stream 'skip': norm '{norm}'.*there is none here"):
+        small(norm=norm, normalize_streams="both")

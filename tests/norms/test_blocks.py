@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ics_apps.norms import NormalizedConcat, NormError, make_norm
+from ics_apps.norms.layers.batch import BatchNorm2d
 
 
 def streams(skip=4, up=8):
@@ -18,7 +19,7 @@ def streams(skip=4, up=8):
 def test_children_are_named_by_their_streams():
     concat = NormalizedConcat({"skip": 4, "up": 8}, {"skip": "batch", "up": "none"})
     assert [(name, type(child)) for name, child in concat.named_children()] == [
-        ("skip", nn.BatchNorm2d),
+        ("skip", BatchNorm2d),
         ("up", nn.Identity),
     ]
     assert concat.out_channels == 12

@@ -12,21 +12,47 @@ from torch import nn
 from ics_apps import norms
 from ics_apps.norms import NormError, list_norms, make_norm, norm_entry, register_norm, registry
 
-FIRST_ENTRIES = [
+ENTRIES = [
+    "adaptive_instance",
+    "affine",
     "batch",
+    "batch_channel",
     "batch_frozen",
+    "batch_instance",
+    "batch_layer",
     "batch_noisy",
+    "batch_per_domain",
+    "batch_renorm",
+    "conditional_batch",
+    "conditional_group",
+    "conditional_instance",
+    "conditional_layer",
+    "derf",
+    "divisive",
     "dyt",
+    "evonorm_b0",
+    "evonorm_s0",
     "filter_response",
+    "ghost_batch",
     "global_response",
     "group",
     "instance",
     "layer",
     "layer_c",
     "layer_chw",
+    "local_response",
+    "lp_batch",
     "none",
+    "pixel",
+    "power_norm",
     "rms",
+    "scale_norm",
+    "spectral_norm",
     "switchable",
+    "sync_batch",
+    "virtual_batch",
+    "weight_norm",
+    "weight_standardization",
 ]
 
 
@@ -59,13 +85,13 @@ def decorated(channels, *, dim):
 DECORATED = registry._ENTRIES.pop("decorated")
 
 
-def test_all_first_entries_are_listed_in_order():
-    assert list_norms() == FIRST_ENTRIES
+def test_all_entries_are_listed_in_order():
+    assert list_norms() == ENTRIES
 
 
 def test_listing_takes_a_pattern_and_a_family():
-    assert list_norms("batch*") == ["batch", "batch_frozen", "batch_noisy"]
-    assert list_norms(family="mixed") == ["switchable"]
+    assert list_norms("batch_*", family="batch") == ["batch_frozen", "batch_noisy", "batch_per_domain", "batch_renorm"]
+    assert list_norms(family="mixed") == ["batch_channel", "batch_instance", "batch_layer", "evonorm_b0", "switchable"]
     assert list_norms("none", family="sample") == []
 
 

@@ -1,14 +1,17 @@
-"""Entries of the batch family: statistics over the batch, their frozen form, and batch norm with noise."""
+"""Entries of the batch family: over one process and over all of them, the frozen form, and batch norm with noise."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ics_apps.norms.options import NormError, nearest
 from ics_apps.norms.ranges import check_eps, check_momentum, check_not_negative
-from ics_apps.norms.registry import Dim, NormError, register_norm
+from ics_apps.norms.registry import Dim, register_norm
 
 if TYPE_CHECKING:
     from torch import nn
+
+_SMALL_BATCH = ("refuse", "running")
 
 
 @register_norm(
@@ -28,6 +31,8 @@ def batch(
     momentum: float | None = 0.1,
     affine: bool = True,
     track_running_stats: bool = True,
+    small_batch: str = "refuse",
+    min_count: int = 2,
 ) -> nn.Module:
     """Batch norm: each channel over all samples and positions of the batch.
 
@@ -36,18 +41,89 @@ def batch(
     sqrt((m - 1) / m), m the number of values per channel.
 
     When to use: batches of 16 or more that look like the test data. Small batches make the statistics noisy (with m
-    independent values the mean errs by sigma / sqrt(m)); a shifted test set makes the running ones wrong. A batch with
-    one value per channel is refused by torch in training.
+    independent values the mean errs by sigma / sqrt(m)); a shifted test set makes the running ones wrong.
+
+    Traps: the last batch of an epoch may be small. One value per channel is refused; of two, the larger becomes +1 and
+    the smaller -1, whatever they are. Under gradient accumulation each micro-batch has its own statistics and moves the
+    running ones. Torch's kernel refuses third derivatives. Where torch moves the running statistics twice, under
+    activation checkpointing, this moves them once.
 
     Options: `momentum` is the weight of the NEW batch (Keras and Flax: of the old); null averages all batches equally.
+    A training batch with fewer than `min_count` values per channel is refused (`small_batch: refuse`) or normalised by
+    the running statistics, which it does not change (`running`).
 
     Reference: Ioffe & Szegedy 2015 (1502.03167).
     """
-    from ics_apps.norms.batch import batch_norm
+    from ics_apps.norms.layers.batch import batch_norm
 
     check_eps(eps)
     check_momentum(momentum)
-    return batch_norm(channels, dim, eps=eps, momentum=momentum, affine=affine, track_running_stats=track_running_stats)
+    _check_small_batch(small_batch, min_count, track_running_stats)
+    return batch_norm(
+        channels,
+        dim,
+        eps=eps,
+        momentum=momentum,
+        affine=affine,
+        track_running_stats=track_running_stats,
+        small_batch=small_batch,
+        min_count=min_count,
+    )
+
+
+@register_norm(
+    "sync_batch",
+    family="batch",
+    pools=("N", "S"),
+    stateful=True,
+    scale_invariant=True,
+    absorbs_bias=True,
+    reference="Ioffe & Szegedy 2015 (1502.03167); over processes as torch's SyncBatchNorm",
+)
+def sync_batch(
+    channels: int,
+    *,
+    dim: Dim,
+    eps: float = 1e-5,
+    momentum: float | None = 0.1,
+    affine: bool = True,
+    track_running_stats: bool = True,
+    small_batch: str = "refuse",
+    min_count: int = 2,
+) -> nn.Module:
+    """Batch norm over the batches of all processes: each channel over all samples and positions on all ranks.
+
+    n = sum_r n_r, mean = sum_r n_r mean_r / n, var = sum_r n_r (var_r + (mean_r - mean)^2) / n over the ranks r, then
+    y = (x - mean) / sqrt(var + eps) * weight + bias. In a single process this is `batch`, by the same kernel.
+
+    When to use: several processes with few samples each (detection, segmentation, 3-D), where each one's own statistics
+    would be noisy. Batches of different sizes are weighted rightly, and a rank may have none; the running statistics
+    are the same on all ranks. Works on CPUs (gloo), where torch's SyncBatchNorm refuses.
+
+    Traps: every rank has to run forward and backward equally often, or the others wait for ever. One collective in each
+    direction and layer. It pools the default process group. Lightning's `sync_batchnorm: true` puts torch's layer in
+    the place of this one.
+
+    Options: as for `batch`; `min_count` counts the values of all ranks.
+
+    Reference: Ioffe & Szegedy 2015 (1502.03167); merging of the parts: Chan, Golub & LeVeque 1979.
+    """
+    from ics_apps.norms.layers.batch import batch_norm
+
+    check_eps(eps)
+    check_momentum(momentum)
+    _check_small_batch(small_batch, min_count, track_running_stats)
+    return batch_norm(
+        channels,
+        dim,
+        eps=eps,
+        momentum=momentum,
+        affine=affine,
+        track_running_stats=track_running_stats,
+        small_batch=small_batch,
+        min_count=min_count,
+        sync=True,
+    )
 
 
 @register_norm(
@@ -55,6 +131,7 @@ def batch(
     family="batch",
     pools=(),
     scale_invariant=False,
+    thrice_differentiable=True,
     reference="torchvision FrozenBatchNorm2d; statistics of Ioffe & Szegedy 2015 (1502.03167)",
 )
 def batch_frozen(channels: int, *, dim: Dim, eps: float = 1e-5) -> nn.Module:
@@ -69,7 +146,7 @@ def batch_frozen(channels: int, *, dim: Dim, eps: float = 1e-5) -> nn.Module:
 
     Reference: torchvision's FrozenBatchNorm2d.
     """
-    from ics_apps.norms.batch import FrozenBatchNorm
+    from ics_apps.norms.layers.batch import FrozenBatchNorm
 
     check_eps(eps)
     return FrozenBatchNorm(channels, dim, eps)
@@ -106,7 +183,7 @@ def batch_noisy(
 
     Reference: Santurkar 2018 (1805.11604), Algorithm 1 and its parameters.
     """
-    from ics_apps.norms.batch import NoisyBatchNorm, batch_norm
+    from ics_apps.norms.layers.batch import NoisyBatchNorm, batch_norm
 
     check_eps(eps)
     check_momentum(momentum)
@@ -115,3 +192,13 @@ def batch_noisy(
         raise NormError(f"n_sigma is the upper end of U(1, n_sigma) and must be at least 1, got {n_sigma}")
     norm = batch_norm(channels, dim, eps=eps, momentum=momentum)
     return NoisyBatchNorm(norm, dim, n_mu=n_mu, n_sigma=n_sigma, r_mu=r_mu, r_sigma=r_sigma)
+
+
+def _check_small_batch(small_batch: str, min_count: int, track_running_stats: bool) -> None:
+    if small_batch not in _SMALL_BATCH:
+        hint = nearest(small_batch, _SMALL_BATCH)
+        raise NormError(f"small_batch is 'refuse' or 'running', got {small_batch!r}{hint}")
+    if min_count < 2:
+        raise NormError(f"min_count must be at least 2, as one value has no variance; got {min_count}")
+    if small_batch == "running" and not track_running_stats:
+        raise NormError("small_batch='running' needs the running statistics that track_running_stats=False leaves out")
