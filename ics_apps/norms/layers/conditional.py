@@ -164,7 +164,7 @@ class ConditionalLayerNorm(nn.Module):
         self, gradient: Tensor, inputs: tuple[Tensor, ...], kept: tuple[Tensor, ...], wanted: Wanted
     ) -> Gradients:
         x, scale, _shift = inputs
-        dx = torch.empty_like(x)
+        dx = torch.empty_like(x, dtype=widened(x).dtype)
         by_scale, by_shift = [], []
         for rows in sample_blocks(x):
             (normal, rstd), g = (tensor[rows] for tensor in kept), widened(gradient[rows])
@@ -175,8 +175,8 @@ class ConditionalLayerNorm(nn.Module):
                 g * scale[rows].unsqueeze(1), normal, normal.shape[-1:], torch.zeros_like(rstd), torch.ones_like(rstd),
                 None, None, [True, False, False],
             )[0]  # fmt: skip
-            dx[rows] = slope.mul_(rstd)
-        found = (dx, torch.cat(by_scale).to(scale.dtype), torch.cat(by_shift).to(scale.dtype))
+            torch.mul(slope, rstd, out=dx[rows])
+        found = (dx.to(x.dtype), torch.cat(by_scale).to(scale.dtype), torch.cat(by_shift).to(scale.dtype))
         return tuple(d if want else None for d, want in zip(found, wanted, strict=True))
 
     def extra_repr(self) -> str:

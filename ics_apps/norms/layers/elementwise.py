@@ -81,19 +81,19 @@ def _squashed(
 def _squashed_fast(
     squash: Squash, dim: Dim, x: Tensor, weight: Tensor, bias: Tensor, alpha: Tensor, shift: Tensor
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    y, outer = torch.empty_like(x), torch.empty_like(x, dtype=widened(x).dtype)
+    y, outer = (torch.empty_like(x, dtype=widened(x).dtype) for _ in range(2))
     for rows in sample_blocks(x):
         inner = torch.mul(widened(x[rows]), alpha, out=outer[rows]).add_(shift)
         squash(inner, out=inner)  # type: ignore[call-arg]
-        y[rows] = (inner * broadcast(weight, dim)).add_(broadcast(bias, dim))
-    return y, (outer,)
+        torch.mul(inner, broadcast(weight, dim), out=y[rows]).add_(broadcast(bias, dim))
+    return y.to(x.dtype), (outer,)
 
 
 def _slopes(
     squash: Squash, dim: Dim, gradient: Tensor, inputs: tuple[Tensor, ...], kept: tuple[Tensor, ...], wanted: Wanted
 ) -> Gradients:
     x, weight, _bias, alpha, shift = inputs
-    dx = torch.empty_like(x)
+    dx = torch.empty_like(x, dtype=widened(x).dtype)
     by_weight, by_bias, by_alpha, by_shift = [], [], [], []
     for rows in sample_blocks(x):
         values, g = widened(x[rows]), widened(gradient[rows])
@@ -109,7 +109,7 @@ def _slopes(
             slope.mul_(bell).mul_(2 / math.sqrt(math.pi))
         by_alpha.append(torch.dot(slope.flatten(), values.flatten()))
         by_shift.append(torch.sum(slope))
-        dx[rows] = slope.mul_(alpha)
+        torch.mul(slope, alpha, out=dx[rows])
     sums = [torch.stack(parts).sum(0) for parts in (by_weight, by_bias, by_alpha, by_shift)]
     parameters = [s.view_as(p).to(p.dtype) for s, p in zip(sums, inputs[1:], strict=True)]
-    return tuple(d if want else None for d, want in zip([dx, *parameters], wanted, strict=True))
+    return tuple(d if want else None for d, want in zip([dx.to(x.dtype), *parameters], wanted, strict=True))

@@ -136,11 +136,11 @@ class LpBatchNorm(nn.Module):
         constant = (total * scale + by_deviation * signs) / count
         tables = (broadcast(t.to(near.dtype), self.dim) for t in (scale, by_deviation, constant))
         scale_row, sign_row, constant_row = tables
-        dx = torch.empty_like(x)
+        dx = torch.empty_like(x, dtype=widened(x).dtype)
         for rows in sample_blocks(x):
             signs_of_block = (widened(x[rows]) - broadcast(near, self.dim)).sign_().mul_(sign_row).sub_(constant_row)
-            dx[rows] = signs_of_block.addcmul_(widened(gradient[rows]), scale_row)
-        found = (dx, (dot / spread).to(weight.dtype), total.to(weight.dtype))
+            torch.addcmul(signs_of_block, widened(gradient[rows]), scale_row, out=dx[rows])
+        found = (dx.to(x.dtype), (dot / spread).to(weight.dtype), total.to(weight.dtype))
         return tuple(d if want else None for d, want in zip(found, wanted, strict=True))
 
     @torch.no_grad()
