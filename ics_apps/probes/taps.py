@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ics_apps.norms import NormalizedConcat
+from ics_apps.norms.recompute import in_recompute
 
 Kind = Literal["norm", "conv", "linear", "activation", "stream"]
 LayerTest = Callable[[str, nn.Module], bool]
@@ -202,12 +203,12 @@ class Tap:
     # Not traced: a compiled model breaks its graph here, on sampled steps only, and stays one graph on all others.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _hand_over_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if id(module) == self._module_id and not _is_recomputation():
+        if id(module) == self._module_id and not in_recompute():
             self._sink.before(self, args)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _hand_over_output(self, module: nn.Module, output: Any) -> None:
-        if id(module) == self._module_id and not _is_recomputation():
+        if id(module) == self._module_id and not in_recompute():
             self._sink.after(self, output)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tap:
@@ -266,11 +267,6 @@ def _layers_of(model: nn.Module) -> list[_Found]:
 
 def _is_metric(module: nn.Module) -> bool:
     return any(base.__module__.startswith("torchmetrics.") for base in type(module).__mro__)
-
-
-def _is_recomputation() -> bool:
-    # Private, and the only way: both kinds of activation checkpointing run the forward again inside the backward.
-    return torch._C._current_graph_task_id() != -1
 
 
 def _matches(choice: LayerChoice, entry: _Found) -> bool:

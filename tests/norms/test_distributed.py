@@ -5,10 +5,7 @@ The file is also what each of the processes runs: `python test_distributed.py RA
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ics_apps.norms import make_norm
 from ics_apps.norms.distributed import all_gather_stack, all_reduce_sum, in_group, merged_moments
 from ics_apps.norms.statistics import recompute_statistics
+from tests.norms.two_ranks import results_of_two_ranks
 
 SPLITS = {"uneven": (3, 2), "empty": (5, 0)}
 SHAPES = {0: (5, 4), 2: (5, 4, 3, 2), "tokens": (5, 6, 4)}
@@ -119,21 +117,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """The results of all cases on rank 0 and rank 1."""
-    folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-W", "error", __file__]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(folder / "rendezvous"), str(folder)], env=environment,
-                         stderr=subprocess.PIPE, text=True)
-        for rank in (0, 1)
-    ]  # fmt: skip
-    try:
-        errors = [process.communicate(timeout=60)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], errors
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return results_of_two_ranks(__file__, tmp_path_factory.mktemp("ranks"))
 
 
 def test_moments_merge_without_cancellation_and_without_looking_at_an_empty_rank(ranks):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ics_apps.norms.engine.axes import widened
-from ics_apps.norms.engine.own_gradient import is_watched
+from ics_apps.norms.engine.own_gradient import Gradients, Rule, Wanted, by_rule
 
 BLOCK = 2**18
 """Values of the input that `by_blocks` takes at a time: 1 MB in float32, so that a block's temporaries stay cached."""
@@ -37,10 +37,11 @@ def by_blocks(formula: Callable[..., Tensor], x: Tensor, *parameters: Tensor) ->
 
     Reference: ours.
     """
-    if is_watched() or x.device.type != "cpu" or x.numel() <= BLOCK:
+    if x.numel() <= BLOCK:
         return formula(x, *parameters)
-    y: Tensor = _ByBlocks.apply(formula, x, *parameters)
-    return y
+    return by_rule(
+        Rule(formula, partial(_value_by_blocks, formula), partial(_gradients_by_blocks, formula)), x, *parameters
+    )
 
 
 def sample_blocks(x: Tensor) -> Iterator[slice]:
@@ -105,31 +106,18 @@ class ChannelRows:
         return by_sample.flatten(1).sum(0)
 
 
-class _ByBlocks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, formula: Callable[..., Tensor], x: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.formula = formula
-        ctx.save_for_backward(x, *parameters)
-        y = torch.empty_like(x)
-        for rows in sample_blocks(x):
-            y[rows] = formula(x[rows], *parameters)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        inputs: tuple[Tensor, ...] = ctx.saved_tensors
-        needed: tuple[bool, ...] = ctx.needs_input_grad[1:]
-        if not torch.is_grad_enabled():
-            return (None, *_gradients_by_blocks(ctx.formula, inputs, needed, grads[0]))
-        # Someone will differentiate this gradient: a graph of the whole formula is right in every order.
-        wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
-        found = iter(torch.autograd.grad(ctx.formula(*inputs), wanted, grads[0], create_graph=True))
-        return (None, *(next(found) if need else None for need in needed))
+def _value_by_blocks(
+    formula: Callable[..., Tensor], x: Tensor, *parameters: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    y = torch.empty_like(x)
+    for rows in sample_blocks(x):
+        y[rows] = formula(x[rows], *parameters)
+    return y, ()
 
 
 def _gradients_by_blocks(
-    formula: Callable[..., Tensor], inputs: tuple[Tensor, ...], needed: tuple[bool, ...], grad: Tensor
-) -> list[Tensor | None]:
+    formula: Callable[..., Tensor], grad: Tensor, inputs: tuple[Tensor, ...], _: tuple[Tensor, ...], needed: Wanted
+) -> Gradients:
     x, *parameters = inputs
     # In float32 at least: the blocks' shares of a gradient are added up.
     leaves = [widened(p.detach()).requires_grad_(need) for p, need in zip(parameters, needed[1:], strict=True)]
@@ -142,4 +130,4 @@ def _gradients_by_blocks(
         if grad_x is not None and block.grad is not None:
             grad_x[rows] = block.grad
     sums = [leaf.grad for leaf in leaves]
-    return [grad_x, *(s if s is None else s.to(p.dtype) for s, p in zip(sums, parameters, strict=True))]
+    return grad_x, *(s if s is None else s.to(p.dtype) for s, p in zip(sums, parameters, strict=True))

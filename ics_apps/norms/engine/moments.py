@@ -49,7 +49,7 @@ def normalize(x: Tensor, dim: Dim, program: Program, *tensors: Tensor) -> tuple[
         mean = x.double() if _may_run_fused(x) else widened(x)
         _, offset = program(mean, torch.zeros_like(mean), *tensors)
         return offset.to(x.dtype), mean.detach(), torch.zeros_like(mean)
-    columns = x.transpose(1, 2) if dim == "tokens" else x.flatten(2)
+    columns = _columns(x, dim)
     if _may_run_fused(columns):
         y, mean, var = _Fused.apply(columns, program, *tensors)
     else:
@@ -62,7 +62,7 @@ def channel_moments(x: Tensor, dim: Dim) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (B, C) of each channel of each sample, differentiable to any order."""
     if dim == 0:
         return widened(x), torch.zeros_like(widened(x))
-    columns = x.transpose(1, 2) if dim == "tokens" else x.flatten(2)
+    columns = _columns(x, dim)
     if _may_run_fused(columns):
         mean, var = _FastMoments.apply(columns)
         return mean, var
@@ -104,6 +104,11 @@ def standardized(
         scale = scale * weight
     offset = (mean - centre) * scale
     return scale.expand_as(mean), offset if bias is None else offset + bias
+
+
+def _columns(x: Tensor, dim: Dim) -> Tensor:
+    """The input with positions as (B, C, S), a view where its layout allows one."""
+    return x.transpose(1, 2) if dim == "tokens" else x.flatten(2)
 
 
 def _may_run_fused(columns: Tensor) -> bool:
@@ -221,7 +226,7 @@ def dense_columns(x: Tensor, dim: Dim) -> Tensor:
     """The input as (B, C, S) in float32 at least, without gaps between its values; features have one position."""
     if dim == 0:
         return widened(x).unsqueeze(2)
-    return _dense(widened(x.transpose(1, 2) if dim == "tokens" else x.flatten(2)))
+    return _dense(widened(_columns(x, dim)))
 
 
 def channel_sums(columns: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:

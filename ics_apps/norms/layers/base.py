@@ -127,6 +127,13 @@ def refuse_single_values_of_groups(x: Tensor, num_groups: int) -> None:
         )
 
 
+def affine_or_identity(weight: Tensor | None, bias: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias, or ones and zeros in the shape of `like` for a norm without them."""
+    if weight is None or bias is None:
+        return torch.ones_like(like), torch.zeros_like(like)
+    return weight, bias
+
+
 def split_tensors(tensors: tuple[Tensor, ...], affine: bool) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, ...]]:
     """Weight, bias (None without affine) and the rest of a program's tensors."""
     return (tensors[0], tensors[1], tensors[2:]) if affine else (None, None, tensors)

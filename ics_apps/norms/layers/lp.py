@@ -13,7 +13,7 @@ from ics_apps.norms.engine.blocked import sample_blocks
 from ics_apps.norms.engine.moments import channel_sums, dense_columns
 from ics_apps.norms.engine.own_gradient import Gradients, Rule, Wanted, by_rule
 from ics_apps.norms.engine.scaling import broadcast, scaled
-from ics_apps.norms.layers.base import refuse_single_values
+from ics_apps.norms.layers.base import affine_or_identity, refuse_single_values
 from ics_apps.norms.recompute import in_recompute
 from ics_apps.norms.registry import Dim
 
@@ -51,7 +51,7 @@ class LpBatchNorm(nn.Module):
         Raises:
             ValueError: In training, one value per channel.
         """
-        weight, bias = self._affine()
+        weight, bias = affine_or_identity(self.weight, self.bias, self.running_mean)
         if not self.training:
             inverse = weight / self.running_scale
             y = scaled(widened(x) - broadcast(self.running_mean, self.dim), self.dim, inverse, bias)
@@ -70,11 +70,6 @@ class LpBatchNorm(nn.Module):
     def extra_repr(self) -> str:
         """Channels, p, eps and momentum."""
         return f"{self.num_features}, p={self.p}, eps={self.eps}, momentum={self.momentum}"
-
-    def _affine(self) -> tuple[Tensor, Tensor]:
-        if self.weight is None or self.bias is None:
-            return torch.ones_like(self.running_mean), torch.zeros_like(self.running_mean)
-        return self.weight, self.bias
 
     def _formula(self, seen: list[tuple[Tensor, Tensor]], x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         values, axes = widened(x), (0, *space_axes(self.dim))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ics_apps.norms.engine.axes import space_axes, widened
 from ics_apps.norms.engine.moments import channel_moments, normalize, standardized
 from ics_apps.norms.engine.scaling import broadcast, scaled
+from ics_apps.norms.layers.base import affine_or_identity
 from ics_apps.norms.recompute import in_recompute
 from ics_apps.norms.registry import Dim
 
@@ -47,7 +48,7 @@ class PowerNorm(nn.Module):
         Raises:
             ValueError: In training, an empty batch.
         """
-        weight, bias = self._affine()
+        weight, bias = affine_or_identity(self.weight, self.bias, self.running_square)
         if self.training and x.numel() == 0:
             raise ValueError(f"power norm needs values to train on, got input size {tuple(x.shape)}")
         if self.training and int(self.num_batches_tracked) < self.warmup_steps:
@@ -70,11 +71,6 @@ class PowerNorm(nn.Module):
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
             f"backward_momentum={self.backward_momentum}, warmup_steps={self.warmup_steps}"
         )
-
-    def _affine(self) -> tuple[Tensor, Tensor]:
-        if self.weight is None or self.bias is None:
-            return torch.ones_like(self.running_square), torch.zeros_like(self.running_square)
-        return self.weight, self.bias
 
     def _by_batch(self, mean: Tensor, var: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         weight, bias = tensors

@@ -282,7 +282,7 @@ def test_blocks_of_uneven_size_give_the_values_and_gradients_of_the_whole(monkey
         inputs = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
         y = by_blocks(squashed, *inputs)
         gradients.append([y, *torch.autograd.grad(y.square().sum(), inputs)])
-    assert type(gradients[1][0].grad_fn).__name__ == "_ByBlocksBackward"
+    assert type(gradients[1][0].grad_fn).__name__ == "_ByRuleBackward"
     for whole, by_block in zip(*gradients, strict=True):
         torch.testing.assert_close(by_block, whole, rtol=1e-13, atol=1e-13)
 

@@ -5,10 +5,7 @@ The file is also what each of the processes runs: `python test_renorm_distribute
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +13,7 @@ from torch import distributed as dist
 from torch.utils.checkpoint import checkpoint
 
 from ics_apps.norms import make_norm
+from tests.norms.two_ranks import results_of_two_ranks
 
 SPLITS = {"uneven": (3, 2), "single": (4, 1), "empty": (5, 0)}
 SHAPES = {0: (5, 4), 2: (5, 4, 3, 2), "tokens": (5, 6, 4)}
@@ -72,22 +70,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """The results of all cases on rank 0 and rank 1."""
-    folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
-    command = [sys.executable, "-W", "error", __file__]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(folder / "rendezvous"), str(folder)], env=environment,
-                         stderr=subprocess.PIPE, text=True)
-        for rank in (0, 1)
-    ]  # fmt: skip
-    try:
-        # A rank that waits for one which takes no part waits for ever.
-        errors = [process.communicate(timeout=60)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], errors
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return results_of_two_ranks(__file__, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("case", list(CASES))
