@@ -1,7 +1,8 @@
-"""What the activation monitor costs: step time without it, at its defaults and at every step, side by side.
+"""What the activation monitor costs, beside what people use instead: naive hooks and histograms as others make them.
 
-The arms take turns within one run, so that a busy machine slows all of them alike; the time spent inside the monitor
-is also summed with a clock of its own, which noise of the step does not touch.
+The arms take turns within one run, on the same model and batch, so that a busy machine slows all of them alike. The
+bars are judged by the time spent inside the monitor's hooks and methods, by a clock of its own that noise of the step
+does not touch, plus what torch spends to call its hooks.
 
     python benchmarks/monitor.py --steps 60 --repeats 3
 """
@@ -20,12 +21,17 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from monitor_arms import GradientHistograms, HostHistograms, NaiveHooks, Timed, Watcher, Weighed, dispatch_seconds
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ics_apps.callbacks import ActivationMonitor
+from ics_apps.probes import Recorder, select_layers
 
-BAR = 0.01  # share of the step allowed at defaults
+AMORTISED, SAMPLED, IDLE = 0.005, 0.05, 0.001  # shares of a step allowed: at defaults, sampled, not sampled
+HELD, HELD_A_LAYER = 1_000_000, 1_000  # bytes allowed
+WARM = 2  # steps at the start of each turn that are not counted
+EVERY = ActivationMonitor().every_n_steps
 
 
 @dataclass
@@ -33,43 +39,9 @@ class Arm:
     """One way to train and what was measured with it."""
 
     name: str
-    make: Callable[[], ActivationMonitor | None]
+    make: Callable[[], Timed | Watcher | None]
     steps: list[float] = field(default_factory=list)  # seconds a step
-    inside: list[float] = field(default_factory=list)  # seconds inside the monitor, a step, averaged over a repeat
-
-
-class Timed(ActivationMonitor):
-    """The monitor with a clock around everything it does during a step."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.seconds = 0.0
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put clocks around the hooks too."""
-        super().on_fit_start(trainer, pl_module)
-        recorder: Any = self._recorder
-        recorder.before, recorder.after = self._clocked(recorder.before), self._clocked(recorder.after)
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        """As in the monitor, timed."""
-        self._clocked(super().on_train_batch_start)(*args)
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """As in the monitor, timed."""
-        self._clocked(super().on_train_batch_end)(*args)
-
-    def on_train_epoch_end(self, *args: Any) -> None:
-        """As in the monitor, timed."""
-        self._clocked(super().on_train_epoch_end)(*args)
-
-    def _clocked(self, function: Callable[..., None]) -> Callable[..., None]:
-        def run(*args: Any) -> None:
-            start = time.perf_counter()
-            function(*args)
-            self.seconds += time.perf_counter() - start
-
-        return run
+    inside: list[list[float]] = field(default_factory=list)  # seconds inside the hooks: of each turn, each step
 
 
 class StepClock(Callback):
@@ -120,11 +92,13 @@ class Job(LightningModule):
 def main() -> None:
     """Run every model and print a table of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60, help="steps of one turn of one arm")
+    parser.add_argument("--steps", type=int, default=60, help="steps of one turn of one arm, more than 3")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each arm")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--models", nargs="+", default=["resnet18", "unet"], choices=["resnet18", "unet"])
     options = parser.parse_args()
+    if options.steps <= WARM + 1:
+        parser.error(f"--steps is {options.steps}; give at least {WARM + 2}: the first {WARM} are not counted.")
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
@@ -134,24 +108,40 @@ def main() -> None:
 
 
 def measure(model: str, steps: int, repeats: int) -> None:
-    default = ActivationMonitor().every_n_steps
     arms = [
         Arm("no monitor", lambda: None),
-        Arm(f"defaults (every {default} steps)", Timed),
+        Arm(f"defaults (every {EVERY} steps)", Timed),
         Arm("every step", lambda: Timed(every_n_steps=1)),
+        Arm("idle (only the first step)", lambda: Timed(hooks=False, every_n_steps=10**9)),
+        Arm("naive .item() hooks", NaiveHooks),
+        Arm("like bolts, every step", HostHistograms),
+        Arm("like wandb.watch, every step", GradientHistograms),
     ]
     net, shape = resnet18() if model == "resnet18" else unet()
-    run(Arm("warm-up", lambda: Timed(every_n_steps=2)), net, shape, 4)  # imports and first allocations are paid once
+    for arm in arms[1:]:  # imports and first allocations are paid once
+        run(Arm("warm-up", arm.make), net, shape, 2)
     for repeat in range(repeats):
-        for arm in arms[repeat % 3 :] + arms[: repeat % 3]:
+        first = repeat % len(arms)
+        for arm in arms[first:] + arms[:first]:
             run(arm, net, shape, steps)
-    report(f"{model}, batch {'x'.join(map(str, shape))}, {torch.get_num_threads()} threads", arms)
-    idle = idle_cost(net, shape) / statistics.median(arms[0].steps)
-    print(f"  idle: {idle:.3%} of the step for hooks that return at once\n")
+    print(f"{model}, batch {'x'.join(map(str, shape))}, {torch.get_num_threads()} threads, {steps} steps x {repeats}")
+    report(arms)
+    hooks, gradient = dispatch_seconds(net)
+    calls, layers = calls_of(net, shape), len(select_layers(net).chosen)
+    print(f"  dispatch: {hooks / layers * 1e6:.1f} us a call of a layer, {gradient * 1e6:.1f} us a gradient")
+    judge(arms, hooks / layers * calls, gradient * calls)
+    weigh(net, shape)
 
 
 def run(arm: Arm, net: nn.Module, shape: tuple[int, ...], steps: int) -> None:
-    monitor, clock = arm.make(), StepClock()
+    watcher, clock = arm.make(), StepClock()
+    fit(net, shape, steps, [clock] if watcher is None else [clock, watcher])
+    arm.steps += [after - before for before, after in zip(clock.marks[WARM:], clock.marks[WARM + 1 :], strict=False)]
+    if watcher is not None:
+        arm.inside.append(watcher.clock.steps)
+
+
+def fit(net: nn.Module, shape: tuple[int, ...], steps: int, callbacks: list[Callback]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             accelerator="cpu",
@@ -161,40 +151,59 @@ def run(arm: Arm, net: nn.Module, shape: tuple[int, ...], steps: int) -> None:
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=folder,
-            callbacks=[clock] if monitor is None else [clock, monitor],
+            callbacks=callbacks,
         )
         trainer.fit(Job(net), DataLoader(Batches(shape, steps), batch_size=None))
-    arm.steps += [after - before for before, after in zip(clock.marks[2:], clock.marks[3:], strict=False)]
-    arm.inside.append(monitor.seconds / steps if isinstance(monitor, Timed) else 0.0)
 
 
-def report(title: str, arms: list[Arm]) -> None:
+def report(arms: list[Arm]) -> None:
     base_least, base_middle = min(arms[0].steps), statistics.median(arms[0].steps)
-    print(title)
-    print(f"  {'':28}{'min ms':>9}{'median ms':>11}{'min ratio':>11}{'median ratio':>14}{'inside monitor':>16}")
+    print(f"  {'':32}{'min ms':>9}{'median ms':>11}{'min ratio':>11}{'median ratio':>14}{'inside hooks':>14}")
     for arm in arms:
-        least, middle, inside = min(arm.steps), statistics.median(arm.steps), statistics.median(arm.inside)
+        least, middle = min(arm.steps), statistics.median(arm.steps)
+        inside = statistics.mean(statistics.mean(turn) for turn in arm.inside) if arm.inside else 0.0
         times = f"{least * 1e3:9.1f}{middle * 1e3:11.1f}"
         ratios = f"{least / base_least:11.3f}{middle / base_middle:14.3f}"
-        print(f"  {arm.name:28}{times}{ratios}{inside / base_middle:16.2%}")
-    share = statistics.median(arms[1].inside) / base_middle
-    print(f"  bar: {share:.2%} of the step at defaults, allowed {BAR:.0%}: {'holds' if share <= BAR else 'BROKEN'}")
+        print(f"  {arm.name:32}{times}{ratios}{inside / base_middle:14.2%}")
 
 
-def idle_cost(net: nn.Module, shape: tuple[int, ...], rounds: int = 20_000) -> float:
-    """Seconds a step that closed hooks cost: of one call, times the calls of a step."""
-    from ics_apps.probes import Recorder, select_layers
+def judge(arms: list[Arm], dispatch: float, dispatch_gradients: float) -> None:
+    """Hold the time spent inside the monitor, and in calling it, against the bars."""
+    step = statistics.median(arms[0].steps)
+    _, defaults, sampled, idle, *_ = arms
+    # A turn shorter than the interval still has one sample: that sample is due once an interval.
+    amortised = statistics.mean(sum(turn) / (-(-len(turn) // EVERY) * EVERY) for turn in defaults.inside)
+    at_sample = statistics.mean(seconds for turn in sampled.inside for seconds in turn[WARM:])
+    at_rest = statistics.median(seconds for turn in idle.inside for seconds in turn[WARM:])
+    bar("amortised at defaults", (amortised + dispatch + dispatch_gradients / EVERY) / step, AMORTISED)
+    bar("a fully sampled step", (at_sample + dispatch + dispatch_gradients) / step, SAMPLED)
+    bar("an idle step", (at_rest + dispatch) / step, IDLE)
 
-    recorder = Recorder(select_layers(net).chosen)
-    with recorder, torch.no_grad():
+
+def bar(what: str, share: float, allowed: float) -> None:
+    print(f"  bar: {what}: {share:.3%} of a step, allowed {allowed:.1%}: {'holds' if share <= allowed else 'BROKEN'}")
+
+
+def weigh(net: nn.Module, shape: tuple[int, ...]) -> None:
+    """Print the memory that the monitor holds, against its bar."""
+    weighed = Weighed(every_n_steps=1)
+    fit(net, shape, 7, [weighed])  # one sample less than are written at once: as many as ever wait in memory
+    layers = len(select_layers(net).chosen)
+    allowed = HELD + HELD_A_LAYER * layers
+    held = weighed.arrays + weighed.objects
+    print(
+        f"  bar: memory held: {weighed.arrays / 1e3:,.0f} kB in arrays and {weighed.objects / 1e3:,.0f} kB in Python "
+        f"objects, allowed {allowed / 1e3:,.0f} kB for {layers} layers: {'holds' if held <= allowed else 'BROKEN'}; "
+        f"{weighed.peak / 1e3:,.0f} kB more for a moment while a table is made\n"
+    )
+
+
+def calls_of(net: nn.Module, shape: tuple[int, ...]) -> int:
+    """Forwards of watched layers in a step."""
+    with Recorder(select_layers(net).chosen) as recorder, torch.no_grad():
         recorder.start(0)
         net(torch.randn(shape))
-        calls = len(recorder.close()["call"])
-    layer = nn.Identity()
-    bare = _seconds(layer, rounds)
-    with Recorder(select_layers(nn.Sequential(layer), "0").chosen):
-        hooked = _seconds(layer, rounds)
-    return calls * max(hooked - bare, 0.0)
+        return len(recorder.close()["call"])
 
 
 def resnet18() -> tuple[nn.Module, tuple[int, ...]]:
@@ -208,16 +217,6 @@ def unet() -> tuple[nn.Module, tuple[int, ...]]:
     from ics_apps.nets import UNet
 
     return UNet(1, 2, width=8, depth=3), (8, 1, 128, 128)
-
-
-def _seconds(layer: nn.Module, rounds: int) -> float:
-    x, least = torch.zeros(1), float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        for _ in range(rounds):
-            layer(x)
-        least = min(least, (time.perf_counter() - start) / rounds)
-    return least
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How far a layer's sample has moved since the previous one, and the memory of that previous one.
+"""How far a layer's sample has moved since the previous one and since the first, and the memory of both.
 
 Distances between whole data sets are in `ics_apps.shift`; here are the two that fit in a few figures a layer.
 """
@@ -14,12 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from ics_apps.probes.moments import GRID
 
-Key = tuple[str, int]
+Key = tuple[str, str, int]  # layer, tag, call
 Float64 = NDArray[np.float64]
 
 # Share of the range (and of the mean) below which a standard deviation counts as rounding.
 FLOOR: Final = 1e-6
 TINY: Final = 1e-30
+_UNKNOWN: Final = np.full(GRID + 2, np.nan)
 
 
 def gaussian_kl(
@@ -79,67 +80,86 @@ def wasserstein1(quantiles_p: ArrayLike, quantiles_q: ArrayLike) -> Float64:
 
 
 class History:
-    """The previous sample of each (layer, call): 64 quantiles, mean and standard deviation, on the host.
+    """The first and the previous sample of each key: 64 quantiles, mean and standard deviation, on the host.
 
-    Two samples of 4,096 values from one and the same law are about 0.03 std apart in W1 and 2e-4 in J: that is the
+    Two samples of 2,048 values from one and the same law are about 0.04 std apart in W1 and 5e-4 in J: that is the
     noise level, not drift.
 
     Example:
         >>> history = History()
         >>> grid, mean, std = np.arange(64.0)[None], np.array([31.5]), np.array([18.5])
-        >>> first = history.advance([("norm", 0)], grid, mean, std)
-        >>> kl, w1 = history.advance([("norm", 0)], grid + 37.0, mean + 37.0, std)
-        >>> bool(np.isnan(first[0][0])), float(w1[0])
-        (True, 2.0)
+        >>> first = history.advance([("norm", "", 0)], grid, mean, std)
+        >>> second = history.advance([("norm", "", 0)], grid + 37.0, mean + 37.0, std)
+        >>> bool(np.isnan(first["drift_kl"][0])), float(second["drift_w1"][0]), float(second["reference_mean"][0])
+        (True, 2.0, 2.0)
 
     Reference: ours.
     """
 
     def __init__(self) -> None:
-        self._rows: dict[Key, Float64] = {}
+        self._previous: dict[Key, Float64] = {}
+        self._first: dict[Key, Float64] = {}
 
     def advance(
         self, keys: Sequence[Key], grid: NDArray[Any], mean: NDArray[Any], std: NDArray[Any]
-    ) -> tuple[Float64, Float64]:
-        """Compare with the previous sample of each key, then remember these ones.
+    ) -> dict[str, Float64]:
+        """Compare with the previous and the first sample of each key, then remember these ones.
 
-        A sample with no finite value gives NaN and does not replace the previous one.
+        A sample with no finite value gives NaN and is not remembered.
 
         Args:
-            keys: (layer, call) of each row.
+            keys: (layer, tag, call) of each row.
             grid: quantiles, `(R, 64)`.
             mean: `(R,)`.
             std: `(R,)`.
 
         Returns:
-            Symmetrised Gaussian KL, and W1 divided by the standard deviation of the previous sample (NaN where that is
-            0 and the sample moved): `(R,)` each, NaN for a first sample.
+            `drift_kl` (symmetrised Gaussian KL), `drift_w1` and `drift_mean` (W1 and the gap of the means, divided by
+            the standard deviation of the previous sample; NaN where that is 0 and the sample moved), and
+            `reference_kl`, `reference_w1`, `reference_mean`, the same against the first sample: `(R,)` each, NaN for a
+            first sample.
         """
         now = np.concatenate([grid, mean[:, None], std[:, None]], axis=1).astype(np.float64)
-        unknown = np.full(GRID + 2, np.nan)
-        before = np.stack([self._rows.get(key, unknown) for key in keys]) if len(keys) else now
-        for key, row in zip(keys, now, strict=True):
-            if np.isfinite(row).all():
-                self._rows[key] = row
-        mean_p, std_p, mean_q, std_q = before[:, GRID], before[:, GRID + 1], now[:, GRID], now[:, GRID + 1]
-        size = np.max(np.abs(np.concatenate([before[:, : GRID + 1], now[:, : GRID + 1]], axis=1)), axis=1, initial=0.0)
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            floor = np.square(FLOOR * np.nan_to_num(size)) + TINY
-            divergence = gaussian_kl(mean_p, np.square(std_p), mean_q, np.square(std_q), floor)
-            moved = wasserstein1(before[:, :GRID], now[:, :GRID])
-            distance = np.where(moved == 0, 0.0, moved / np.where(std_p > 0, std_p, np.nan))
-        return divergence, distance
+        distances = {}
+        for name, memory in (("drift", self._previous), ("reference", self._first)):
+            found = _distances(np.stack([memory.get(key, _UNKNOWN) for key in keys]) if len(keys) else now, now)
+            distances.update({f"{name}_{kind}": value for kind, value in found.items()})
+        for key, row, known in zip(keys, now, np.isfinite(now.sum(axis=1)).tolist(), strict=True):
+            if known:
+                self._previous[key] = row
+                if key not in self._first:
+                    self._first[key] = row.copy()
+        return distances
 
     def state_dict(self) -> dict[str, Any]:
-        """Layer names, call numbers and one float64 tensor `(rows, 66)`: loads under `weights_only=True`."""
-        rows = np.stack(list(self._rows.values())) if self._rows else np.empty((0, GRID + 2))
+        """Names, tags, calls and two float64 tensors `(rows, 66)`: loads under `weights_only=True`."""
+        keys = list(self._first)  # a key has both or none
         return {
-            "layers": [layer for layer, _ in self._rows],
-            "calls": [call for _, call in self._rows],
-            "rows": torch.from_numpy(rows),
+            "keys": [list(key) for key in keys],
+            "first": torch.from_numpy(_stacked(self._first, keys)),
+            "previous": torch.from_numpy(_stacked(self._previous, keys)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        keys = zip(state["layers"], state["calls"], strict=True)
-        self._rows = dict(zip(keys, state["rows"].numpy().copy(), strict=True))
+        keys: list[Key] = [(layer, tag, call) for layer, tag, call in state["keys"]]
+        self._first = dict(zip(keys, state["first"].numpy().copy(), strict=True))
+        self._previous = dict(zip(keys, state["previous"].numpy().copy(), strict=True))
+
+
+def _distances(before: Float64, now: Float64) -> dict[str, Float64]:
+    mean_p, std_p, mean_q, std_q = before[:, GRID], before[:, GRID + 1], now[:, GRID], now[:, GRID + 1]
+    size = np.max(np.abs(np.concatenate([before[:, : GRID + 1], now[:, : GRID + 1]], axis=1)), axis=1, initial=0.0)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        floor = np.square(FLOOR * np.nan_to_num(size)) + TINY
+        unit = np.where(std_p > 0, std_p, np.nan)
+        moved, shifted = wasserstein1(before[:, :GRID], now[:, :GRID]), np.abs(mean_q - mean_p)
+        return {
+            "kl": gaussian_kl(mean_p, np.square(std_p), mean_q, np.square(std_q), floor),
+            "w1": np.where(moved == 0, 0.0, moved / unit),
+            "mean": np.where(shifted == 0, 0.0, shifted / unit),
+        }
+
+
+def _stacked(memory: dict[Key, Float64], keys: Sequence[Key]) -> Float64:
+    return np.stack([memory[key] for key in keys]) if keys else np.empty((0, GRID + 2))

@@ -1,68 +1,64 @@
-"""Reads the outputs of the watched layers during one step and turns them into one table.
+"""Reads the outputs of the watched layers, and the gradients with respect to them, during one step.
 
-No clock and no file: when to open it and where the table goes is up to the caller.
+No clock and no file: when to open it and where the table goes is up to the caller. What the table's figures are made of
+is in `tabulate`.
 """
 
 from __future__ import annotations
 
-import math
+import itertools
 import warnings
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.parameter import is_lazy
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ics_apps.probes.block import Block, Reading
-from ics_apps.probes.channels import ChannelAxis, SilentChannels
-from ics_apps.probes.drift import History, Key
-from ics_apps.probes.moments import NO_BOUNDS, WIDTH, FloatArray, running_gap, unpack
-from ics_apps.probes.sampling import first_tensor, locate, read
+from ics_apps.norms.distributed import in_group
+from ics_apps.probes.arena import Arena
+from ics_apps.probes.channels import ChannelAxis
+from ics_apps.probes.columns import Table
+from ics_apps.probes.norm_state import Grid, is_scale_invariant, pools_batch
+from ics_apps.probes.readings import Pairs, Reading, fetched
+from ics_apps.probes.records import SATURATED_INPUT, Ranks, merge
+from ics_apps.probes.sampling import Layout, Positions, lay_out, read
 from ics_apps.probes.saturation import tails_of
-from ics_apps.probes.taps import Layer, Tap
+from ics_apps.probes.selection import Layer
+from ics_apps.probes.tabulate import Tabulator
+from ics_apps.probes.taps import Tap
+from ics_apps.probes.weights import WeightWatch
 
-Table = dict[str, NDArray[Any]]
+MAX_CALLS: Final = 16  # forwards of one layer under one tag that are kept apart in a step; later ones are not read
+MAX_CELL_CALLS: Final = 64  # time steps of a recurrent cell that are pooled; later ones are not read
+GRADIENT_SHARE: Final = 4  # a gradient is read at a quarter as many places as an output: only RMS and zeros are told
+LARGEST_SAMPLE: Final = 2**16 - 1  # what a bin of the histogram can count
 
-# Columns of the table in order, without the step and epoch that the caller adds.
-COLUMNS: Final[dict[str, str]] = {
-    "layer": "object",
-    "call": "int16",
-    "kind": "object",
-    "type": "object",
-    "order": "int32",
-    "count": "int64",
-    **dict.fromkeys(("mean", "std", "rms", "min", "max", "q15", "q50", "q85"), "float32"),
-    "zero_fraction": "float32",
-    "saturated_fraction": "float32",
-    "nonfinite_count": "int64",
-    "channels": "int32",
-    "dead_channels": "int32",
-    **dict.fromkeys(("drift_kl", "drift_w1", "running_gap"), "float32"),
-}
-MAX_CALLS: Final = 16  # forwards of one layer that are kept apart in a step; later ones are not read
+
+Side = Literal["input", "output", "gradient"]
+_Identity = tuple[int, int, torch.Size]  # address, version, shape: whether two tensors are one and the same
 
 
 class Recorder:
     """Hooks on the chosen layers, open during sampled steps only.
 
-    Every output is read where it is made, from at most `sample_size` elements, into one small buffer on its device,
-    and reduced there; `close` fetches all figures with one transfer. Nothing of the model is written: no weight,
-    buffer, gradient, mode or random generator. Outputs are counted per layer and step: `call` 0, 1, ..., at most 16.
+    Every output is read where it is made, at no more than `sample_size` places, into memory on its device that is
+    allocated once; `close` fetches all of it with one transfer, and in a process group joins the ranks' samples with
+    one collective operation: each rank reads its share of `sample_size`, and every rank gets the same table, that of
+    the joint batch. Nothing of the model is written: no weight, buffer, gradient, mode or random generator. Forwards
+    are counted per layer, tag and step: `call` 0, 1, ..., at most 16; the time steps of a recurrent cell are pooled.
 
-    Dead channels are judged over successive samples: a channel is dead when 100 values of it in a row were 0, which by
-    the rule of three means that it is active at fewer than 3 % of positions. They are known for activations and streams
-    with a channel axis, and -1 elsewhere.
+    A channel of an activation or stream is dead when 100 values of it read in a row, over as many steps as it takes,
+    were 0: it is active at fewer than 3 % of positions with 95 % confidence (rule of three). A channel is constant when
+    100 values of it did not vary and are not 0.
 
     Args:
         layers: what to watch, from `select_layers`.
-        sample_size: elements read of each output at most, >= 64.
+        sample_size: elements read of each output at most, 64 to 65,535.
+        device: where the process group's backend wants tensors, the CPU if None; not used in a single process.
 
     Example:
-        >>> from torch import nn
         >>> from ics_apps.probes import select_layers
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
         >>> recorder = Recorder(select_layers(model).chosen)
@@ -76,30 +72,35 @@ class Recorder:
     Reference: ours.
     """
 
-    def __init__(self, layers: Sequence[Layer], sample_size: int = 4096) -> None:
-        if sample_size < 64:
-            raise ValueError(f"sample_size is {sample_size}; give at least 64, or the quantiles mean nothing.")
+    def __init__(self, layers: Sequence[Layer], sample_size: int = 2048, device: torch.device | None = None) -> None:
+        if not 64 <= sample_size <= LARGEST_SAMPLE:
+            raise ValueError(
+                f"sample_size is {sample_size}; give 64 to {LARGEST_SAMPLE}: fewer values make no quantiles, more do "
+                "not fit the histogram's counters."
+            )
         self.layers = tuple(layers)
         self.open = False
+        self.tag = ""
         self.sample_size = sample_size
-        self.history = History()
-        self._taps = [Tap(layer, index, self) for index, layer in enumerate(self.layers)]
         self._tails = [tails_of(layer.module) if layer.kind == "activation" else None for layer in self.layers]
+        self._taps = [Tap(layer, index, self) for index, layer in enumerate(self.layers)]
         self._handles: list[RemovableHandle] = []
-        self._blocks: dict[torch.device, Block] = {}
-        self._calls = [0] * len(self.layers)
-        self._order: dict[str, int] = {}
-        self._silent = SilentChannels()
-        self._turn = 0
-        self._axis = ChannelAxis()
+        self._tabulator = Tabulator(self.layers, self._tails)
+        self._weights = WeightWatch(self.layers)
+        self._ranks = Ranks(device or torch.device("cpu"))
+        self._arenas: dict[torch.device, Arena] = {}
+        self._layouts: dict[tuple[int, Side, int | None], Layout] = {}
         self._muted: set[int] = set()
+        self._turn = 0
+        self._world = 1  # processes that share the sample
+        self.discard()
 
     def attach(self) -> None:
         """Put the hooks on; calling it again changes nothing."""
         if not self._handles:
             for tap, layer, tails in zip(self._taps, self.layers, self._tails, strict=True):
-                wants_input = (tails is not None and tails.side == "input") or _has_running_statistics(layer.module)
-                self._handles.extend(tap.attach(wants_input))
+                wants_input = layer.kind == "norm" or (tails is not None and tails.side == "input")
+                self._handles.extend(tap.attach(wants_input, wants_gradient=True))
 
     def detach(self) -> None:
         """Take every hook off and throw away what was read since `start`."""
@@ -115,6 +116,15 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         self.detach()
 
+    @contextmanager
+    def tagged(self, tag: str) -> Iterator[None]:
+        """Keep the forwards inside apart from others, under this tag."""
+        before, self.tag = self.tag, tag
+        try:
+            yield
+        finally:
+            self.tag = before
+
     def start(self, turn: int) -> None:
         """Read every forward of the watched layers from now on.
 
@@ -123,154 +133,131 @@ class Recorder:
         """
         self.discard()
         self._turn = turn
+        self._world = torch.distributed.get_world_size() if in_group() else 1
+        self._weights.before()
         self.open = True
+
+    def pause(self) -> None:
+        """Read no more, and keep what was read for `close`."""
+        self.open = False
+        self._tickets.clear()
 
     def discard(self) -> None:
         """Stop reading and forget what was read since `start`."""
         self.open = False
-        self._calls = [0] * len(self.layers)
-        self._axis.forget()
-        for tap in self._taps:
-            tap.stash = None
-        for block in self._blocks.values():
-            block.clear()
+        self._readings: list[Reading] = []
+        self._tickets: dict[int, Reading] = {}
+        self._calls: dict[tuple[int, str], int] = {}
+        self._stashes: dict[int, dict[str, Tensor]] = {}
+        self._axis = ChannelAxis()
+        self._invariant: set[int] = set()
+        self._affine: tuple[int, _Identity] | None = None
+        for arena in self._arenas.values():
+            arena.clear()
 
-    def close(self) -> Table:
+    def close(self, lr: Mapping[int, float] | None = None, grad_scale: float = 1.0) -> Table:
         """Stop reading and fetch the table of what was read since `start`, in the order of reading.
+
+        In a process group every rank has to call it at the same step.
+
+        Args:
+            lr: learning rate by `id` of the parameter, as it was in the step; without it `effective_lr` is NaN.
+            grad_scale: what the loss was multiplied by (AMP).
 
         Returns:
             One array for each of `COLUMNS`; empty if no watched layer ran.
         """
-        self.open = False
-        parts, readings = [np.empty((0, WIDTH), np.float32)], []
+        self.pause()
         with torch.no_grad():
-            for block in self._blocks.values():
-                rows, read_here = block.fetch()
-                parts.append(rows)
-                readings.extend(read_here)
+            records = merge(self._ranks.gather(merge(fetched(self._readings, self._arenas, self.layers))))
+            table = self._tabulator.table(records, self._weights.after(lr or {}, self._invariant), grad_scale)
         self.discard()
-        return self._table(readings, np.concatenate(parts))
+        return table
 
-    def before(self, tap: Tap, args: tuple[Any, ...]) -> None:
+    def before(self, tap: Tap, x: Tensor | None, statistics: tuple[Tensor, ...]) -> None:
         """Keep what the layer is about to overwrite: running statistics, or an input that an in-place layer loses."""
-        tails = self._tails[tap.index]
-        with torch.no_grad():
-            if tails is None:
-                module: Any = tap.layer.module
-                if module.training:
-                    tap.stash = {"old_mean": module.running_mean.clone(), "old_var": module.running_var.clone()}
-                return
-            x = first_tensor(args)
-            if x is not None:
-                sample = read(x, locate(x, self.sample_size, self._turn))
-                tap.stash = {"saturated": ((sample <= tails.low) | (sample >= tails.high)).sum()}
+        tails, layer = self._tails[tap.index], tap.layer
+        if x is not None and layer.kind == "norm":
+            if self._affine is not None and self._affine[1] == _identity(x) and is_scale_invariant(layer.module):
+                self._invariant.add(self._affine[0])
+        elif x is not None and tails is not None and tails.side == "input":
+            sample = read(x, self._places(tap.index, "input", x))
+            share = ((sample <= tails.low) | (sample >= tails.high)).float().mean()
+            self._stashes[tap.index] = {SATURATED_INPUT: share}
+        if statistics:
+            self._stashes[tap.index] = {"before": torch.cat(statistics[:2])}
 
-    def after(self, tap: Tap, output: Any) -> None:
-        """Read one output."""
-        call = self._calls[tap.index]
-        x = first_tensor(output)
-        if x is None or call >= MAX_CALLS or tap.index in self._muted:
-            return
-        self._calls[tap.index] = call + 1
-        self._order.setdefault(tap.layer.name, len(self._order))
+    def after(self, tap: Tap, x: Tensor, statistics: tuple[Tensor, ...]) -> int | None:
+        """Read one output; the ticket under which its gradient is taken."""
+        call = self._calls.get((tap.index, self.tag), 0)
+        is_cell = isinstance(tap.layer.module, nn.RNNCellBase)
+        if call >= (MAX_CELL_CALLS if is_cell else MAX_CALLS) or tap.index in self._muted:
+            return None
+        self._calls[tap.index, self.tag] = call + 1
         try:
-            with torch.no_grad():
-                self._record(tap, call, x)
+            reading = self._read(tap, 0 if is_cell else call, x, statistics)
         except RuntimeError as error:
             # A tensor of a kind unknown to us must not end a training of days; the layer is given up, aloud.
             self._muted.add(tap.index)
             warnings.warn(f"The monitor cannot read '{tap.layer.name}' and leaves it out: {error}", stacklevel=2)
+            return None
+        ticket = next(_tickets)
+        self._tickets[ticket] = reading
+        return ticket
+
+    def gradient(self, ticket: int, gradient: Tensor) -> None:
+        """Read the gradient with respect to an output; where a second backward pass comes, the last one counts."""
+        reading = self._tickets.get(ticket)
+        if reading is not None:  # not of a step that is over
+            where = self._places(reading.index, "gradient", gradient)
+            reading.gradient = self._arenas[reading.device].write(read(gradient, where))
 
     def state_dict(self) -> dict[str, Any]:
         """What the next samples are compared with: plain types and tensors, loads under `weights_only=True`."""
-        return {
-            "history": self.history.state_dict(),
-            "order": dict(self._order),
-            "silent": self._silent.state_dict(),
-        }
+        return self._tabulator.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave; layers that this model does not have are kept but not used."""
-        self.history.load_state_dict(state["history"])
-        self._order = dict(state["order"])
-        self._silent.load_state_dict(state["silent"])
+        self._tabulator.load_state_dict(state)
 
-    def _record(self, tap: Tap, call: int, x: Tensor) -> None:
-        layer, tails = tap.layer, self._tails[tap.index]
-        block = self._blocks.get(x.device)
-        if block is None:
-            block = self._blocks[x.device] = Block(x.device, self.sample_size)
+    def _places(self, index: int, side: Side, x: Tensor, axis: int | None = None) -> Positions:
+        """Where to read a tensor of this layer; worked out anew only where its shape or strides change."""
+        layout = self._layouts.get((index, side, axis))
+        if layout is None or not layout.fits(x):
+            pooled = MAX_CELL_CALLS if isinstance(self.layers[index].module, nn.RNNCellBase) else 1
+            size = self.sample_size // (self._world * pooled * (GRADIENT_SHARE if side == "gradient" else 1))
+            layout = self._layouts[index, side, axis] = lay_out(x, max(size, 1), axis)
+        return layout.at(self._turn)
+
+    def _read(self, tap: Tap, call: int, x: Tensor, statistics: tuple[Tensor, ...]) -> Reading:
+        layer = tap.layer
+        arena = self._arenas.get(x.device)
+        if arena is None:
+            arena = self._arenas[x.device] = Arena(x.device)
         axis = self._axis.find(layer, x)
-        where = locate(x, self.sample_size, self._turn, axis)
-        reading = Reading(tap.index, call, where, axis is not None)
-        bounds = (tails.low, tails.high) if tails is not None and tails.side == "output" else NO_BOUNDS
-        sample = block.add(reading, read(x, where), bounds)
-        if tap.stash is not None:
-            reading.vectors.update(tap.stash)
-            tap.stash = None
-            if tails is None:
-                reading.vectors.update(_after_update(layer.module))
-        if axis is not None and layer.kind in ("activation", "stream") and where.channels <= self.sample_size:
-            reading.vectors["active"] = sample[: where.count] != 0
-
-    def _table(self, readings: Sequence[Reading], rows: NDArray[np.float32]) -> Table:
-        figures = unpack(rows)
-        kept, grid = figures.pop("kept"), figures.pop("grid")
-        layers = [self.layers[reading.index] for reading in readings]
-        keys = [(layer.name, reading.call) for layer, reading in zip(layers, readings, strict=True)]
-        kl, w1 = self.history.advance(keys, grid, figures["mean"], figures["std"])
-        count = np.array([reading.where.count for reading in readings], np.int64)
-        values: dict[str, Any] = {
-            **figures,
-            "layer": [layer.name for layer in layers],
-            "call": [reading.call for reading in readings],
-            "kind": [layer.kind for layer in layers],
-            "type": [layer.type for layer in layers],
-            "order": [self._order[layer.name] for layer in layers],
-            "count": count,
-            "saturated_fraction": self._saturated(readings, figures["saturated_fraction"], kept),
-            "nonfinite_count": count - kept,
-            "channels": [reading.where.channels for reading in readings],
-            "dead_channels": [self._dead(key, reading) for key, reading in zip(keys, readings, strict=True)],
-            "drift_kl": kl,
-            "drift_w1": w1,
-            "running_gap": [_gap_of(layer.module, reading) for layer, reading in zip(layers, readings, strict=True)],
-        }
-        with np.errstate(over="ignore"):
-            return {name: np.asarray(values[name]).astype(dtype) for name, dtype in COLUMNS.items()}
-
-    def _saturated(self, readings: Sequence[Reading], on_output: FloatArray, kept: FloatArray) -> FloatArray:
-        fractions = np.full(len(readings), np.nan)
-        for row, reading in enumerate(readings):
-            if self._tails[reading.index] is not None and kept[row] > 0:
-                on_input = reading.fetched.get("saturated")
-                fractions[row] = on_output[row] if on_input is None else on_input[0] / reading.where.count
-        return fractions
-
-    def _dead(self, key: Key, reading: Reading) -> int:
-        active = reading.fetched.get("active")
-        return -1 if active is None else self._silent.update(key, active != 0, reading.where)
+        where = self._places(tap.index, "output", x, axis)
+        slot = arena.write(read(x, where))
+        dtype = str(x.dtype).removeprefix("torch.")
+        reading = Reading(tap.index, self.tag, call, dtype, x.numel(), x.device, where, axis is not None, slot)
+        reading.vectors = self._stashes.pop(tap.index, {})
+        if "before" in reading.vectors:
+            reading.vectors["after"] = torch.cat(statistics[:2])
+            if len(statistics) > 2:
+                reading.vectors["batches"] = statistics[2].clone()
+        if axis is not None and layer.module.training and pools_batch(layer.module):
+            grid = Grid.choose(x.shape, axis, turn=self._turn)
+            shared = self._world if "Sync" in layer.type else 1
+            slot, per_channel = arena.write(grid.read(x)), x.numel() // (x.shape[0] * x.shape[axis])
+            reading.pairs = Pairs(grid, slot, x.shape[0] * shared, per_channel)
+            affine = ((name, getattr(layer.module, name, None)) for name in ("weight", "bias"))
+            reading.vectors.update({name: value.detach() for name, value in affine if isinstance(value, Tensor)})
+        self._affine = (tap.index, _identity(x)) if layer.kind in ("conv", "linear") else None
+        self._readings.append(reading)
+        return reading
 
 
-def _has_running_statistics(module: Any) -> bool:
-    mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
-    if not isinstance(mean, Tensor) or not isinstance(variance, Tensor) or is_lazy(mean):
-        return False
-    return mean.shape == variance.shape and hasattr(module, "momentum")
+_tickets = itertools.count()
 
 
-def _after_update(module: Any) -> dict[str, Tensor]:
-    vectors = {"new_mean": module.running_mean.clone()}
-    if module.momentum is None:
-        vectors["batches"] = module.num_batches_tracked.clone()
-    return vectors
-
-
-def _gap_of(module: Any, reading: Reading) -> float:
-    found = reading.fetched
-    if "old_mean" not in found:
-        return math.nan
-    # momentum None is torch's plain average over all batches.
-    momentum = float(1 / found["batches"][0] if "batches" in found else module.momentum)
-    eps = float(getattr(module, "eps", 1e-5))
-    return running_gap(found["old_mean"], found["old_var"], found["new_mean"], momentum, eps)
+def _identity(x: Tensor) -> _Identity:
+    return x.data_ptr(), 0 if x.is_inference() else x._version, x.shape

@@ -49,6 +49,51 @@ class Positions:
         return place // self.inner % self.channels
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which places of a tensor of this shape and these strides are read; the offset alone changes with the turn.
+
+    Attributes:
+        shape: of the tensor.
+        strides: of the tensor.
+        at_zero: the places of turn 0.
+        room: how many offsets there are.
+    """
+
+    shape: torch.Size
+    strides: tuple[int, ...]
+    at_zero: Positions
+    room: int
+
+    def at(self, turn: int) -> Positions:
+        """The places of one turn."""
+        zero = self.at_zero
+        return Positions(zero.count, zero.stride, turn * GOLDEN % self.room, zero.dense, zero.inner, zero.channels)
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether it was made for a tensor like this one."""
+        return self.shape == x.shape and self.strides == x.stride()
+
+
+def lay_out(x: Tensor, size: int, axis: int | None = None) -> Layout:
+    """Choose at most `size` evenly spaced elements of tensors like `x`; see `locate`."""
+    total = x.numel()
+    stride = 1
+    if total > size:
+        stride = -(-total // size)
+        while math.gcd(stride, total) != 1:
+            stride += 1
+    count = total // stride
+    shape = x.shape
+    dense = _is_dense(shape, x.stride())
+    inner, channels = 1, 1
+    if axis is not None:
+        channels = shape[axis]
+        inner = x.stride(axis) if dense else math.prod(shape[axis % x.ndim + 1 :])
+    places = Positions(count, stride, 0, dense, max(inner, 1), channels)
+    return Layout(shape, x.stride(), places, total - (count - 1) * stride)
+
+
 def locate(x: Tensor, size: int, turn: int = 0, axis: int | None = None) -> Positions:
     """Choose at most `size` evenly spaced elements of `x`.
 
@@ -71,21 +116,7 @@ def locate(x: Tensor, size: int, turn: int = 0, axis: int | None = None) -> Posi
 
     Reference: ours.
     """
-    total = x.numel()
-    stride = 1
-    if total > size:
-        stride = -(-total // size)
-        while math.gcd(stride, total) != 1:
-            stride += 1
-    count = total // stride
-    room = total - (count - 1) * stride
-    shape = x.shape
-    dense = _is_dense(shape, x.stride())
-    inner, channels = 1, 1
-    if axis is not None:
-        channels = shape[axis]
-        inner = x.stride(axis) if dense else math.prod(shape[axis % x.ndim + 1 :])
-    return Positions(count, stride, turn * GOLDEN % room, dense, max(inner, 1), channels)
+    return lay_out(x, size, axis).at(turn)
 
 
 def read(x: Tensor, where: Positions) -> Tensor:
@@ -108,7 +139,7 @@ def read(x: Tensor, where: Positions) -> Tensor:
     x = x.detach()
     start = x.storage_offset()
     if where.dense:
-        return torch.as_strided(x, (where.count,), (where.stride,), start + where.offset)
+        return x.as_strided((where.count,), (where.stride,), start + where.offset)
     place = torch.arange(where.count, device=x.device) * where.stride + where.offset
     memory = torch.zeros_like(place)
     span = 1
@@ -170,7 +201,8 @@ def _is_readable(x: Any) -> bool:
         and x.device.type != "meta"
         and x.numel() > 0
         and (type(x) is Tensor or not is_traceable_wrapper_subclass(x))
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        # Dynamo cannot trace that question, and traces no such tensors here.
+        and (torch.compiler.is_compiling() or not torch._C._functorch.is_functorch_wrapped_tensor(x))
     )
 
 

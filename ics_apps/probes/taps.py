@@ -1,162 +1,36 @@
-"""Which layers of a model are watched, what kind each is, and the hooks that hand their outputs over.
+"""The hooks that hand inputs, outputs and gradients of the watched layers over, eager or compiled.
 
-What is done with an output is in `recorder`.
+Which layers are watched is in `selection`, what a compiler sees in `compiled`, what is done with it all in `recorder`.
 """
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+import functools
+import itertools
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ics_apps.norms import NormalizedConcat
 from ics_apps.norms.recompute import in_recompute
-
-Kind = Literal["norm", "conv", "linear", "activation", "stream"]
-LayerTest = Callable[[str, nn.Module], bool]
-LayerChoice = str | type[nn.Module] | LayerTest
-
-KINDS: Final[tuple[Kind, ...]] = (
-    "stream",
-    "norm",
-    "activation",
-    "conv",
-    "linear",
-)  # the order in which a budget is spent
-# Names that wrappers put into a path; they say nothing about the model.
-WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-_NORMS: Final = (
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
-    nn.LocalResponseNorm,
-    nn.CrossMapLRN2d,
+from ics_apps.probes.compiled import (
+    UNKNOWN,
+    address_of,
+    hand_over_input,
+    hand_over_output,
+    hand_over_with_gradient,
 )
-_ACTIVATION_HOMES: Final = ("torch.nn.modules.activation", "timm.layers.activations", "transformers.activations")
-_NORM_NAMES: Final = ("BatchNorm", "LayerNorm", "GroupNorm", "InstanceNorm", "RMSNorm")
+from ics_apps.probes.norm_state import has_running_statistics
+from ics_apps.probes.sampling import first_tensor
+from ics_apps.probes.selection import Layer
 
+# (running mean, running variance), then the number of batches where the average is over all of them (momentum None).
+Statistics = tuple[Tensor, ...]
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One watched module.
-
-    Attributes:
-        names: every dotted name under which the model holds it (several if it is shared).
-        kind: norm, conv, linear, activation or stream (a stream before a concatenation, or any other module chosen by
-            hand).
-        module: the module.
-    """
-
-    names: tuple[str, ...]
-    kind: Kind
-    module: nn.Module
-
-    @property
-    def name(self) -> str:
-        """All names, joined by `+`."""
-        return "+".join(self.names)
-
-    @property
-    def type(self) -> str:
-        """The class name."""
-        return type(self.module).__name__
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """The layers that are watched, in the order of the model, and those that the budget left out."""
-
-    chosen: tuple[Layer, ...]
-    left_out: tuple[Layer, ...]
-
-    def describe(self) -> str:
-        """One sentence on what is watched and what is not."""
-        total = len(self.chosen) + len(self.left_out)
-        if not self.left_out:
-            return f"{total} layers are watched."
-        kinds = Counter(layer.kind for layer in self.left_out)
-        counted = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
-        shown = ", ".join(layer.name for layer in self.left_out[:5]) + (", ..." if len(self.left_out) > 5 else "")
-        return f"{len(self.chosen)} of {total} layers are watched (max_layers); left out: {counted}: {shown}."
-
-
-def select_layers(
-    model: nn.Module, layers: LayerChoice | Sequence[LayerChoice] | None = None, max_layers: int = 64
-) -> Selection:
-    """Choose the layers of `model` to watch.
-
-    Shared modules appear once with all their names. When there are more than `max_layers`, streams and norms are kept
-    first, then activations, convolutions and linear layers, each thinned evenly over the depth of the model.
-
-    Args:
-        model: any module.
-        layers: None for every norm, convolution, linear and activation layer and every stream of a `NormalizedConcat`;
-            or one or several of: a kind (`"norm"`), a class or class name (`"Conv2d"`), a dotted name (`"encoder.0"`),
-            a name pattern (`"encoder.*"`, which keeps only layers of the five kinds), a test `(name, module) -> bool`.
-        max_layers: the most layers to watch, >= 1.
-
-    Returns:
-        The selection.
-
-    Raises:
-        ValueError: a choice that matches no layer, or `max_layers` < 1.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Dropout())
-        >>> [(layer.name, layer.kind) for layer in select_layers(model).chosen]
-        [('0', 'conv'), ('1', 'norm'), ('2', 'activation')]
-        >>> [layer.name for layer in select_layers(model, ["Conv2d", "2"]).chosen]
-        ['0', '2']
-
-    Reference: ours.
-    """
-    if max_layers < 1:
-        raise ValueError(f"max_layers is {max_layers}; give at least 1.")
-    found = _layers_of(model)
-    if layers is None:
-        candidates = [entry.layer for entry in found if entry.kind is not None and not entry.inside]
-    else:
-        choices: Sequence[LayerChoice] = layers if isinstance(layers, (list, tuple)) else [layers]  # type: ignore[list-item]
-        matched = [{id(entry.module) for entry in found if _matches(choice, entry)} for choice in choices]
-        for choice, hits in zip(choices, matched, strict=True):
-            if not hits:
-                raise ValueError(_no_match(choice, found))
-        wanted = set().union(*matched)
-        candidates = [entry.layer for entry in found if id(entry.module) in wanted]
-    return _within_budget(candidates, max_layers)
-
-
-def kind_of(module: nn.Module) -> Kind | None:
-    """The kind of a layer from its class, None if it is none of norm, conv, linear, activation.
-
-    Example:
-        >>> kind_of(nn.GroupNorm(2, 4)), kind_of(nn.ConvTranspose3d(1, 1, 2)), kind_of(nn.Dropout())
-        ('norm', 'conv', None)
-
-    Reference: ours.
-    """
-    bases = type(module).__mro__
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return "conv"
-    if isinstance(module, (nn.Linear, nn.Bilinear)) or type(module).__name__ == "Conv1D":
-        return "linear"
-    if isinstance(module, NormalizedConcat):
-        return None
-    if isinstance(module, _NORMS) or any(base.__module__.startswith("ics_apps.norms.") for base in bases):
-        return "norm"
-    if not isinstance(module, nn.MultiheadAttention) and any(b.__module__.startswith(_ACTIVATION_HOMES) for b in bases):
-        return "activation"
-    if next(module.children(), None) is None and type(module).__name__.endswith(_NORM_NAMES):
-        return "norm"
-    return None
+MOST_TICKETS: Final = 256  # forwards of one layer whose gradients are waited for; more is an unrolled loop
 
 
 class Sink(Protocol):
@@ -164,52 +38,131 @@ class Sink(Protocol):
 
     open: bool
 
-    def before(self, tap: Tap, args: tuple[Any, ...]) -> None:
-        """A watched layer is about to run."""
+    def before(self, tap: Tap, x: Tensor | None, statistics: Statistics) -> None:
+        """A watched layer is about to run: its first readable input, and its running statistics if it moves them."""
 
-    def after(self, tap: Tap, output: Any) -> None:
-        """A watched layer has run."""
+    def after(self, tap: Tap, x: Tensor, statistics: Statistics) -> int | None:
+        """A watched layer has run: its first readable output; a ticket if the gradient of it is wanted."""
+
+    def gradient(self, ticket: int, gradient: Tensor) -> None:
+        """A gradient with respect to an output: at each backward pass, also when the step is over."""
 
 
 class Tap:
     """The hooks of one layer: when nothing is sampled they read one bool and return.
 
     A copy of a hooked model (deepcopy, pickle, `torch.save`) carries dead taps, so that it never writes into the
-    buffers of the original. Recomputation under activation checkpointing happens inside a backward and is ignored.
+    buffers of the original. The second forward of activation checkpointing, inside a backward, is not handed over; a
+    layer that ran more than once in such regions has no gradients there, as nothing tells which forward is repeated.
+
+    In a compiled graph nothing is left of hooks whose sink is closed; when it is open another graph runs, in which
+    opaque operators hand over the same tensors. Gradients are handed over there for layers that return a tensor. The
+    gradient of a layer that returns its input as it is counts all uses of that tensor in eager mode, and only those
+    after the layer in compiled mode.
+
+    Args:
+        layer: the layer.
+        index: its number at the sink.
+        sink: who takes what the hooks see.
     """
 
     def __init__(self, layer: Layer, index: int, sink: Sink) -> None:
         self.layer = layer
         self.index = index
-        self.stash: Any = None
-        self._module_id = id(layer.module)
         self._sink = sink
+        self._wants_gradient = False
+        self._keeps_statistics = hasattr(layer.module, "running_mean")
+        self._address = address_of(self)
+        self._tickets: dict[int, int] = {}  # by the number of the forward
+        self._forwards: deque[int] = deque(maxlen=2)  # since the last recomputation: one can be told, two cannot
+        self._recomputed = False
 
-    def attach(self, wants_input: bool) -> list[RemovableHandle]:
-        """Register the hooks and return their handles."""
-        handles = [self.layer.module.register_forward_hook(self._after)]
-        if wants_input:
-            handles.append(self.layer.module.register_forward_pre_hook(self._before))
+    def attach(self, wants_input: bool, wants_gradient: bool) -> list[RemovableHandle]:
+        """Register the hooks and return their handles.
+
+        Args:
+            wants_input: hand the input over; a norm's input and running statistics are handed over in any case.
+            wants_gradient: hand over gradients with respect to outputs for which the sink gives a ticket.
+        """
+        module = self.layer.module
+        self._wants_gradient = wants_gradient
+        handles = [module.register_forward_hook(self._after)]
+        if wants_input or self.layer.kind == "norm" or self._keeps_statistics:
+            handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
         return handles
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._sink.open:
-            self._hand_over_input(module, args)
-
-    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._sink.open:
-            self._hand_over_output(module, output)
-
-    # Not traced: a compiled model breaks its graph here, on sampled steps only, and stays one graph on all others.
+    # Beside a break in the graph torch would try to compile these alone.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _hand_over_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if id(module) == self._module_id and not in_recompute():
-            self._sink.before(self, args)
+    def receive_input(self, x: Tensor | None, statistics: Sequence[Tensor]) -> None:
+        """Pass an input on."""
+        if self._sink.open and not in_recompute():
+            self._sink.before(self, x, tuple(statistics))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _hand_over_output(self, module: nn.Module, output: Any) -> None:
-        if id(module) == self._module_id and not in_recompute():
-            self._sink.after(self, output)
+    def number_forward(self) -> int:
+        """A new number, or in a recomputation that of the forward that is repeated."""
+        if in_recompute():
+            self._recomputed = True
+            return self._forwards[0] if len(self._forwards) == 1 else UNKNOWN
+        if self._recomputed:
+            self._recomputed = False
+            self._forwards.clear()
+        number = next(_forwards)
+        self._forwards.append(number)
+        return number
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def receive_output(self, x: Tensor, statistics: Sequence[Tensor], number: int) -> None:
+        """Pass an output on and keep the ticket."""
+        if not self._sink.open or in_recompute():
+            return
+        ticket = self._sink.after(self, x, tuple(statistics))
+        if ticket is not None:
+            self._tickets[number] = ticket
+            if len(self._tickets) > MOST_TICKETS:
+                del self._tickets[next(iter(self._tickets))]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def receive_gradient(self, number: int, gradient: Tensor) -> None:
+        """Pass a gradient on."""
+        ticket = self._tickets.get(number)
+        if ticket is not None:
+            self._sink.gradient(ticket, gradient.detach())
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._sink.open or module is not self.layer.module or _transformed():
+            return
+        x = first_tensor(args)
+        if x is None:
+            x = first_tensor(kwargs)
+        statistics = _moving_statistics(module) if self._keeps_statistics else ()
+        if x is None and not statistics:
+            return
+        if x is not None:
+            x = x.detach()
+        if torch.compiler.is_compiling():
+            hand_over_input(x, statistics, self._address)
+        else:
+            self.receive_input(x, statistics)
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not self._sink.open or module is not self.layer.module or _transformed():
+            return None
+        x = first_tensor(output)
+        if x is None:
+            return None
+        statistics = _moving_statistics(module) if self._keeps_statistics else ()
+        if torch.compiler.is_compiling():
+            if self._wants_gradient and x is output and x.requires_grad:
+                return hand_over_with_gradient(x, statistics, self._address)
+            hand_over_output(x.detach(), statistics, self._address)
+            return None
+        number = self.number_forward()
+        self.receive_output(x.detach(), statistics, number)
+        # A hook on a leaf would stay there after the step.
+        if self._wants_gradient and number in self._tickets and x.requires_grad and not x.is_leaf:
+            x.register_hook(functools.partial(self.receive_gradient, number))  # type: ignore[no-untyped-call]
+        return None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tap:
         return _dead_tap()
@@ -223,85 +176,28 @@ class _Closed:
 
     open = False
 
-    def before(self, tap: Tap, args: tuple[Any, ...]) -> None: ...
+    def before(self, tap: Tap, x: Tensor | None, statistics: Statistics) -> None: ...
 
-    def after(self, tap: Tap, output: Any) -> None: ...
+    def after(self, tap: Tap, x: Tensor, statistics: Statistics) -> int | None: ...
+
+    def gradient(self, ticket: int, gradient: Tensor) -> None: ...
+
+
+_forwards = itertools.count()
 
 
 def _dead_tap() -> Tap:
     return Tap(Layer((), "stream", nn.Identity()), -1, _Closed())
 
 
-@dataclass(slots=True)
-class _Found:
-    module: nn.Module
-    names: list[str]
-    kind: Kind | None
-    inside: bool  # part of a norm, stream or metric, which stands for it
-
-    @property
-    def layer(self) -> Layer:
-        return Layer(tuple(self.names), self.kind or "stream", self.module)
+def _transformed() -> bool:
+    """Whether an exporter or a transform of `torch.func` (vmap, grad) is at work, which gives no tensors of a step."""
+    return torch.compiler.is_exporting() or torch._C._functorch.get_dynamic_layer_stack_depth() > 0
 
 
-def _layers_of(model: nn.Module) -> list[_Found]:
-    concats = [module for module in model.modules() if isinstance(module, NormalizedConcat)]
-    streams = {id(child) for concat in concats for child in concat.children()}
-    covered: set[int] = set()
-    found: dict[int, _Found] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        name = ".".join(part for part in path.split(".") if part not in WRAPPERS)
-        known = found.get(id(module))
-        if known is not None:
-            if name not in known.names:
-                known.names.append(name)
-            continue
-        if not name:
-            continue
-        kind: Kind | None = "stream" if id(module) in streams else kind_of(module)
-        found[id(module)] = _Found(module, [name], kind, id(module) in covered)
-        if kind in ("stream", "norm") or _is_metric(module):
-            covered.update(id(part) for part in module.modules() if part is not module)
-    return list(found.values())
-
-
-def _is_metric(module: nn.Module) -> bool:
-    return any(base.__module__.startswith("torchmetrics.") for base in type(module).__mro__)
-
-
-def _matches(choice: LayerChoice, entry: _Found) -> bool:
-    if isinstance(choice, str):
-        if choice == entry.kind or any(choice == base.__name__ for base in type(entry.module).__mro__[:-2]):
-            return True
-        if any(letter in choice for letter in "*?["):
-            return entry.kind is not None and any(fnmatch.fnmatchcase(name, choice) for name in entry.names)
-        return choice in entry.names
-    if isinstance(choice, type):
-        return isinstance(entry.module, choice)
-    return any(choice(name, entry.module) for name in entry.names)
-
-
-def _no_match(choice: LayerChoice, found: Sequence[_Found]) -> str:
-    if not isinstance(choice, str):
-        return f"layers: {choice!r} matches no layer of the model; give a class or test that matches at least one."
-    known = [*KINDS, *(type(entry.module).__name__ for entry in found), *(n for entry in found for n in entry.names)]
-    near = difflib.get_close_matches(choice, known, n=1, cutoff=0.4)
-    hint = f"; did you mean '{near[0]}'?" if near else "."
-    return f"layers: '{choice}' matches no layer of the model (a kind, a class name, a name or a pattern){hint}"
-
-
-def _within_budget(candidates: Sequence[Layer], budget: int) -> Selection:
-    keep: set[int] = set()
-    for kind in KINDS:
-        of_kind = [place for place, layer in enumerate(candidates) if layer.kind == kind]
-        keep.update(_thin(of_kind, budget - len(keep)))
-    chosen = tuple(layer for place, layer in enumerate(candidates) if place in keep)
-    return Selection(chosen, tuple(layer for place, layer in enumerate(candidates) if place not in keep))
-
-
-def _thin(places: Sequence[int], room: int) -> Iterator[int]:
-    """At most `room` of the places, evenly spaced."""
-    if len(places) <= room:
-        yield from places
-    else:
-        yield from (places[(2 * k + 1) * len(places) // (2 * room)] for k in range(room))
+def _moving_statistics(module: Any) -> Statistics:
+    """The running statistics of a module that moves them in this forward."""
+    if not module.training or not has_running_statistics(module):
+        return ()
+    moved = module.running_mean, module.running_var
+    return moved if module.momentum is not None else (*moved, module.num_batches_tracked)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ics_apps.probes.drift import History, gaussian_kl, wasserstein1
-from ics_apps.probes.moments import NO_BOUNDS, marks, reduce_rows, unpack
+from ics_apps.probes.moments import NO_BOUNDS, describe
 
 finite = st.floats(-1e3, 1e3)
 positive = st.floats(1e-3, 1e3)
@@ -40,9 +40,14 @@ def test_two_constants_that_differ_are_far_apart_and_finite() -> None:
 
 
 def advance(history: History, *rows: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    figures = unpack(reduce_rows(torch.stack(rows), torch.tensor([marks(NO_BOUNDS)] * len(rows))).numpy())
-    keys = [("layer", call) for call in range(len(rows))]
-    return history.advance(keys, figures["grid"], figures["mean"], figures["std"])
+    distances = all_distances(history, *rows)
+    return distances["drift_kl"], distances["drift_w1"]
+
+
+def all_distances(history: History, *rows: torch.Tensor) -> dict[str, np.ndarray]:
+    found = describe(torch.stack(rows).numpy().copy(), np.array([NO_BOUNDS] * len(rows)))
+    keys = [("layer", "", call) for call in range(len(rows))]
+    return history.advance(keys, found.grid, found.figures["mean"], found.figures["std"])
 
 
 def test_the_first_sample_has_no_drift() -> None:
@@ -105,13 +110,26 @@ def test_a_constant_that_moves_has_no_distance_in_units_of_its_spread() -> None:
     assert np.isnan(advance(history, torch.full((100,), 2.0))[1].item())
 
 
+def test_the_reference_stays_the_first_sample() -> None:
+    history, x = History(), torch.randn(500)
+    for shift in (0.0, 3.0, 1.0):
+        found = all_distances(history, x + shift * x.std(correction=0))
+    assert found["drift_mean"].item() == pytest.approx(2.0, rel=1e-5)
+    assert found["drift_w1"].item() == pytest.approx(2.0, rel=1e-5)
+    assert found["reference_mean"].item() == pytest.approx(1.0, rel=1e-5)
+    assert found["reference_w1"].item() == pytest.approx(1.0, rel=1e-5)
+    assert found["reference_kl"].item() == pytest.approx(0.5, rel=1e-5)
+
+
 def test_the_history_survives_a_weights_only_file(tmp_path) -> None:
     history, x = History(), torch.randn(500)
     advance(history, x)
     torch.save(history.state_dict(), tmp_path / "history.pt")
     restored = History()
     restored.load_state_dict(torch.load(tmp_path / "history.pt", weights_only=True))
-    assert advance(restored, x + 1)[1].item() == advance(history, x + 1)[1].item() > 0
+    again, expected = all_distances(restored, x + 1), all_distances(history, x + 1)
+    assert {name: value.item() for name, value in again.items()} == {n: v.item() for n, v in expected.items()}
+    assert again["drift_w1"].item() > 0
 
 
 def test_wasserstein_of_sorted_samples_is_exact() -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import kurtosis, skew
 from torch import nn
 
-from ics_apps.probes.moments import GRID, NO_BOUNDS, batch_moments, marks, reduce_rows, running_gap, summarise, unpack
+from ics_apps.probes.moments import GRID, NO_BOUNDS, describe, summarise
 from ics_apps.probes.sampling import locate, read
 
 
@@ -33,7 +34,7 @@ def test_a_uniform_grid_has_the_moments_and_quantiles_of_the_uniform_law() -> No
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_at_sigma_300_neither_overflows_nor_loses_digits(dtype: torch.dtype) -> None:
     x = (300 * torch.randn(4096, generator=torch.Generator().manual_seed(0))).to(dtype)
-    figures, exact = summarise(x), x.double()
+    figures, exact = summarise(x, 4096), x.double()
     assert figures["mean"] == pytest.approx(float(exact.mean()), abs=1e-6 * 300)
     assert figures["std"] == pytest.approx(float(exact.std(correction=0)), rel=1e-6)
 
@@ -41,7 +42,7 @@ def test_half_precision_at_sigma_300_neither_overflows_nor_loses_digits(dtype: t
 @pytest.mark.parametrize("ratio", [1.0, 1e2, 1e4])
 def test_a_mean_far_above_the_spread_costs_no_digits(ratio: float) -> None:
     x = ratio + torch.randn(4096, generator=torch.Generator().manual_seed(1))
-    figures, exact = summarise(x), x.double()
+    figures, exact = summarise(x, 4096), x.double()
     assert figures["mean"] == pytest.approx(float(exact.mean()), rel=1e-6)
     assert figures["std"] == pytest.approx(float(exact.std(correction=0)), rel=1e-6)
 
@@ -96,32 +97,28 @@ def test_statistics_of_the_sample_equal_numpys_on_the_same_elements(
     assert [figures[q] for q in ("q15", "q50", "q85")] == pytest.approx(expected, abs=1e-6 * scale)
 
 
-def test_rows_of_different_length_are_reduced_together() -> None:
-    rows = torch.full((2, 100), math.nan)
-    rows[0, :4] = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    rows[1] = torch.arange(100.0)
-    figures = unpack(reduce_rows(rows, torch.tensor([marks(NO_BOUNDS)] * 2)).numpy())
-    assert figures["mean"] == pytest.approx([2.5, 49.5], rel=1e-7)
-    assert figures["kept"].tolist() == [4, 100]
+def test_rows_of_different_length_are_described_together() -> None:
+    rows = np.full((3, 100), np.nan, np.float32)
+    rows[0, :4] = [4.0, 2.0, 1.0, 3.0]
+    rows[1] = np.arange(100.0)
+    found = describe(rows, np.array([NO_BOUNDS] * 3))
+    assert found.figures["mean"] == pytest.approx([2.5, 49.5, math.nan], rel=1e-7, nan_ok=True)
+    assert found.kept.tolist() == [4, 100, 0]
+    assert found.ordered[0, :4].tolist() == [1.0, 2.0, 3.0, 4.0]
     levels = (np.arange(GRID) + 0.5) / GRID
-    assert figures["grid"][1] == pytest.approx(np.quantile(np.arange(100.0), levels), abs=1e-4)
+    assert found.grid[1] == pytest.approx(np.quantile(np.arange(100.0), levels), abs=1e-9)
+    assert np.isnan(found.grid[2]).all()
 
 
-@pytest.mark.parametrize("momentum", [0.1, 1.0])
-def test_batch_moments_come_back_from_what_batch_norm_did_to_its_buffers(momentum: float) -> None:
-    norm, x = nn.BatchNorm2d(5, momentum=momentum), 3 + 2 * torch.randn(8, 5, 6, 6)
-    norm(torch.randn(8, 5, 6, 6))
-    old_mean, old_var = norm.running_mean.clone(), norm.running_var.clone()
-    norm(x)
-    mean, var = batch_moments(old_mean, old_var, norm.running_mean, norm.running_var, momentum)
-    assert mean == pytest.approx(x.mean((0, 2, 3)).numpy(), rel=1e-5)
-    assert var == pytest.approx(x.var((0, 2, 3)).numpy(), rel=1e-5)
+@pytest.mark.parametrize("ratio", [0.0, 1e2, 1e4])
+def test_skewness_and_kurtosis_are_those_of_scipy(ratio: float) -> None:
+    x = ratio + torch.randn(2000, generator=torch.Generator().manual_seed(2)).exp()
+    figures = summarise(x)
+    assert figures["skewness"] == pytest.approx(skew(x.double().numpy()), rel=1e-9)
+    assert figures["kurtosis"] == pytest.approx(kurtosis(x.double().numpy(), fisher=False), rel=1e-9)
 
 
-def test_the_running_gap_is_the_median_distance_in_running_deviations() -> None:
-    gap = running_gap([0.0, 0.0, 1.0], [4.0, 4.0, 4.0], [0.1, 0.2, 1.6], momentum=0.1, eps=0.0)
-    assert gap == pytest.approx(1.0)
-
-
-def test_the_running_gap_is_unknown_when_nothing_is_updated() -> None:
-    assert math.isnan(running_gap([0.0], [1.0], [0.0], momentum=0.0))
+def test_a_constant_is_symmetric_and_has_no_tails() -> None:
+    figures = summarise(torch.full((9,), 0.1))
+    assert figures["skewness"] == 0.0
+    assert math.isnan(figures["kurtosis"])

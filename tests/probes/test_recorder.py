@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ics_apps.norms import NormalizedConcat, make_norm
-from ics_apps.probes.recorder import COLUMNS, MAX_CALLS, Recorder, Table
-from ics_apps.probes.taps import select_layers
+from ics_apps.probes.columns import COLUMNS, Table
+from ics_apps.probes.recorder import MAX_CALLS, Recorder
+from ics_apps.probes.selection import select_layers
 
 
 def watch(model: nn.Module, *inputs: Any, layers: Any = None, turns: int = 1, size: int = 4096) -> Table:
@@ -203,38 +204,8 @@ def test_a_layer_that_cannot_be_read_is_left_out_with_one_warning(monkeypatch: p
     assert len(table["layer"]) == 0
 
 
-def test_the_memory_stays_within_one_megabyte_and_a_kilobyte_a_layer() -> None:
-    model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(60)])
-    recorder = Recorder(select_layers(model).chosen)
-    with recorder:
-        recorder.start(0)
-        model(torch.randn(64, 64))
-        recorder.close()
-        kept = [t for block in recorder._blocks.values() for t in vars(block).values() if isinstance(t, Tensor)]
-        history = recorder.history.state_dict()["rows"]
-    assert sum(t.numel() * t.element_size() for t in [*kept, history]) <= 2**20 + 1024 * 60
-
-
-# Where it resumes after a graph break, dynamo itself looks at .grad of a tensor that is no leaf.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_a_compiled_model_is_read_too() -> None:
-    torch.compiler.reset()
-    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.SiLU())
-    recorder = Recorder(select_layers(model).chosen)
-    recorder.attach()
-    compiled, x = torch.compile(model, backend="eager"), torch.randn(8, 4)
-    for turn in range(3):
-        compiled(x)
-        recorder.start(turn)
-        compiled(x)
-        table = recorder.close()
-        assert table["layer"].tolist() == ["0", "1", "2"]
-        assert table["running_gap"][1] > 0
-    recorder.detach()
-
-
 def test_too_small_a_sample_is_refused() -> None:
-    with pytest.raises(ValueError, match="sample_size is 10; give at least 64"):
+    with pytest.raises(ValueError, match="sample_size is 10; give 64 to 65535"):
         Recorder([], sample_size=10)
 
 

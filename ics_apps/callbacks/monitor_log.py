@@ -1,0 +1,61 @@
+"""The monitor's scalars for the loggers of a Trainer: which figures, under which keys."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+
+from lightning.pytorch.loggers import Logger
+
+from ics_apps.probes.columns import STATISTICS, Table, label
+
+
+class MonitorLog:
+    """Sends chosen statistics of each table to the loggers.
+
+    Args:
+        statistics: numeric columns of the table.
+        everything: send those of every layer; otherwise those of norms and streams, where there are any.
+
+    Raises:
+        ValueError: an unknown statistic.
+    """
+
+    def __init__(self, statistics: Sequence[str], *, everything: bool) -> None:
+        for statistic in statistics:
+            if statistic not in STATISTICS:
+                near = difflib.get_close_matches(statistic, STATISTICS, n=1, cutoff=0.0)[0]
+                raise ValueError(f"log_scalars: '{statistic}' is no statistic of the monitor; did you mean '{near}'?")
+        self._statistics = tuple(statistics)
+        self._everything = everything
+        self._failed: set[str] = set()
+
+    def write(self, loggers: Sequence[Logger], step: int, table: Table, more: Mapping[str, float]) -> None:
+        """Log one table, and scalars that are not in it; a logger that fails once gets no more."""
+        wanted = [logger for logger in loggers if self._takes_scalars(logger)]
+        scalars = {**self._scalars(table), **more} if wanted else {}
+        for logger in wanted if scalars else ():
+            try:
+                logger.log_metrics(scalars, step=step)
+            except Exception as error:  # a logger may raise anything, and training must go on
+                name = type(logger).__name__
+                self._failed.add(name)
+                warnings.warn(
+                    f"ActivationMonitor: {name} failed and gets no more scalars: {type(error).__name__}: {error}",
+                    stacklevel=2,
+                )
+
+    def _takes_scalars(self, logger: Logger) -> bool:
+        return getattr(logger, "accepts_monitor_scalars", True) and type(logger).__name__ not in self._failed
+
+    def _scalars(self, table: Table) -> dict[str, float]:
+        telling = [kind in ("stream", "norm") for kind in table["kind"]]
+        rows = [row for row, chosen in enumerate(telling) if chosen or self._everything or not any(telling)]
+        scalars = {}
+        for row in rows:
+            name = label(table["layer"][row], table["tag"][row], int(table["call"][row]))
+            for statistic in self._statistics:
+                scalars[f"monitor/{name}/{statistic}"] = float(table[statistic][row])
+        return {key: value for key, value in scalars.items() if not math.isnan(value)}

@@ -1,0 +1,82 @@
+"""The memory on a device in which a step's samples wait until they are fetched, all with one transfer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+CHUNK: Final = 2**14  # values: 64 kB, the samples of 8 layers at 2,048 values each
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a sample lies: in which chunk, from which value on, how many values."""
+
+    chunk: int
+    start: int
+    count: int
+
+
+class Arena:
+    """Float32 memory in chunks that are allocated once and written anew at each sampled step.
+
+    Example:
+        >>> arena = Arena(torch.device("cpu"))
+        >>> slot = arena.write(torch.tensor([1, 2, 3]))
+        >>> (host,), _ = arena.fetch([])
+        >>> host[slot.start : slot.start + slot.count].tolist()
+        [1.0, 2.0, 3.0]
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._chunks: list[Tensor] = []
+        self._used: list[int] = []
+        self._last = 0  # the chunk that is being filled
+
+    def write(self, sample: Tensor) -> Slot:
+        """Copy a sample in, of any dtype; cast to float32 here, with no wait for the device."""
+        count = sample.numel()
+        place = self._last
+        while place < len(self._chunks) and self._used[place] + count > len(self._chunks[place]):
+            place += 1
+        if place == len(self._chunks):
+            # A first forward under inference_mode must not make an inference tensor, which nobody may write later.
+            with torch.inference_mode(False):
+                self._chunks.append(torch.empty(max(CHUNK, count), dtype=torch.float32, device=self._device))
+            self._used.append(0)
+        start = self._used[place]
+        slot = self._chunks[place].narrow(0, start, count)
+        (slot if sample.dim() == 1 else slot.view(sample.shape)).copy_(sample)
+        self._used[place] = start + count
+        self._last = place
+        return Slot(place, start, count)
+
+    def fetch(
+        self, vectors: Sequence[Tensor]
+    ) -> tuple[tuple[NDArray[np.float32], ...], tuple[NDArray[np.float32], ...]]:
+        """The chunks as far as they are used, and small tensors of the same device, on the host.
+
+        On a CPU the chunks are views, valid until `clear`; from another device everything comes with one transfer.
+        """
+        used = [chunk[:end] for chunk, end in zip(self._chunks, self._used, strict=True)]
+        if self._device.type == "cpu":
+            return tuple(part.numpy() for part in used), tuple(v.flatten().float().numpy() for v in vectors)
+        parts = [*used, *(vector.flatten().float() for vector in vectors)]
+        if not parts:
+            return (), ()
+        packed: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
+        ends = list(itertools.accumulate(part.numel() for part in parts))
+        split = tuple(np.split(packed, ends[:-1]))
+        return split[: len(used)], split[len(used) :]
+
+    def clear(self) -> None:
+        """Forget the samples; the memory is kept."""
+        self._used, self._last = [0] * len(self._chunks), 0

@@ -1,0 +1,38 @@
+"""Memory in which samples wait."""
+
+from __future__ import annotations
+
+import torch
+
+from ics_apps.probes.arena import CHUNK, Arena
+
+
+def test_samples_come_back_as_float32_in_their_slots() -> None:
+    arena = Arena(torch.device("cpu"))
+    samples = [torch.tensor([1.5, -2.0], dtype=dtype) for dtype in (torch.float64, torch.bfloat16, torch.float16)]
+    slots = [arena.write(sample) for sample in samples]
+    (chunk,), _ = arena.fetch([])
+    assert [chunk[slot.start : slot.start + slot.count].tolist() for slot in slots] == [[1.5, -2.0]] * 3
+
+
+def test_more_samples_than_a_chunk_holds_take_another_chunk_which_is_used_again() -> None:
+    arena = Arena(torch.device("cpu"))
+    for _ in range(2):
+        slots = [arena.write(torch.full((CHUNK // 2 + 1,), float(value))) for value in range(3)]
+        assert [slot.chunk for slot in slots] == [0, 1, 2]
+        assert [chunk[0] for chunk in arena.fetch([])[0]] == [0.0, 1.0, 2.0]
+        arena.clear()
+    small = arena.write(torch.zeros(4))
+    assert (small.chunk, small.start) == (0, 0)
+    assert len(arena.fetch([])[0]) == 3
+
+
+def test_small_tensors_come_with_the_samples() -> None:
+    arena = Arena(torch.device("cpu"))
+    arena.write(torch.zeros(3))
+    _, (first, second) = arena.fetch([torch.tensor([[1, 2]]), torch.tensor(3.0)])
+    assert (first.tolist(), second.tolist()) == ([1.0, 2.0], [3.0])
+
+
+def test_nothing_written_is_nothing_fetched() -> None:
+    assert Arena(torch.device("cpu")).fetch([]) == ((), ())
