@@ -23,7 +23,7 @@ ics-apps: choose, watch and measure normalization in PyTorch Lightning projects.
   ics-apps fit|validate|test|predict RECIPE [...]     one of these steps alone
   ics-apps recipes list | show NAME | copy NAME DIR   what is shipped, and a copy to change
   ics-apps norms list | describe NAME                 the normalization registry
-  ics-apps report RUN                                 one HTML page of a run directory, for any browser, offline
+  ics-apps report RUN [RUN ...]                       one HTML page of a run, or of several side by side, offline
 
 RECIPE is a shipped name (segmentation/base), a YAML file, or the directory of an earlier run.
 Any key of a recipe can be set behind it: ics-apps run segmentation/base --model.norm group --trainer.max_epochs 5

@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from ics_apps.reports.axes import log_axis, running_mean, step_axis, thin
 from ics_apps.reports.reading import best_point
-from ics_apps.reports.svg import COLOURS, INK, SOFT, Drawing, figure_style, inline_svg, log_ticks
+from ics_apps.reports.svg import COLOURS, INK, SOFT, Drawing, figure_style, inline_svg
 from ics_apps.reports.wording import higher_is_better, number, shorten, split_stage, tick
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ics_apps.reports.metric_files import Series
 
 MAX_LINES: Final = 8
-MAX_POINTS: Final = 600
 LABEL_WIDTH: Final = 30
 
 _SMOOTH_FROM: Final = 40  # with fewer points a running mean hides more than it shows
+_PAPER: Final = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.8}  # under text that lines cross
 _TRAILING: Final = re.compile(r"(_step|_epoch)$")
 
 
@@ -60,7 +59,7 @@ def ratio_chart(ratios: Sequence[Series]) -> Drawing:
         shown = sorted(ratios, key=lambda series: -float(series.values[-1]))
         for series in shown:
             place = ratios.index(series)
-            steps, values = _thin(series)
+            steps, values = thin(series)
             axes.plot(
                 steps,
                 values,
@@ -75,8 +74,8 @@ def ratio_chart(ratios: Sequence[Series]) -> Drawing:
         high = max(1.0, *(float(series.values.max()) for series in ratios)) * 1.2
         axes.axhline(1.0, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
         axes.set_ylim(low, high)
-        _log_axis(axes)
-        _step_axis(axes)
+        log_axis(axes)
+        step_axis(axes)
         axes.set_ylabel("RMS(skip) / RMS(up)")
         axes.grid(axis="y")
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), title="level: last value", alignment="left")
@@ -116,10 +115,10 @@ def _metric_chart(group: str, members: Sequence[Series], name: str) -> Drawing:
         smoothed = [_draw_line(axes, line, labels[place], COLOURS[place]) for place, line in enumerate(lines)]
         _mark_best(axes, lines[0])
         if _spans_decades(lines) and wide:
-            _log_axis(axes)
+            log_axis(axes)
         else:
             axes.yaxis.set_major_formatter(lambda value, _: tick(value))
-        _step_axis(axes)
+        step_axis(axes)
         axes.grid(axis="y")
         axes.margins(x=0.02)
         axes.legend(
@@ -157,7 +156,7 @@ def _labels(lines: Sequence[Series]) -> list[str]:
 def _draw_line(axes: Any, series: Series, name: str, colour: str) -> bool:
     """Draw one series; say whether it was smoothed."""
     label = "\u200b" + name  # matplotlib drops labels that begin with an underscore
-    steps, values = _thin(series)
+    steps, values = thin(series)
     if len(series.values) < _SMOOTH_FROM or split_stage(series.name)[0] != "train":
         axes.plot(
             steps,
@@ -170,7 +169,7 @@ def _draw_line(axes: Any, series: Series, name: str, colour: str) -> bool:
         )
         return False
     axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.35)
-    axes.plot(series.steps, _running_mean(series.values), color=colour, linewidth=1.6, label=label)
+    axes.plot(series.steps, running_mean(series.values), color=colour, linewidth=1.6, label=label)
     return True
 
 
@@ -187,54 +186,13 @@ def _mark_best(axes: Any, series: Series) -> None:
         step, value = best_point(series)
         axes.plot([step], [value], marker="o", markersize=8, markerfacecolor="none", markeredgecolor=INK, linestyle="")
         side = -1 if step > (series.steps[0] + series.steps[-1]) / 2 else 1  # the side with room
-        place = {"xytext": (8 * side, 0), "textcoords": "offset points", "va": "center"}
+        place = {"xytext": (8 * side, 0), "textcoords": "offset points", "va": "center", "bbox": _PAPER}
         axes.annotate(number(value), (step, value), ha="right" if side < 0 else "left", color=SOFT, **place)
-
-
-def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over a centred window that shrinks at the ends; values that are not finite are left out of it."""
-    width = max(3, len(values) // 20)
-    finite = np.isfinite(values)
-    window = np.ones(width)
-    counts = np.convolve(finite, window, mode="same")
-    sums = np.convolve(np.where(finite, values, 0.0), window, mode="same")
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-
-
-def _thin(series: Series) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Keep the lowest and highest of each run of neighbours, so that no peak is lost."""
-    steps, values = series.steps, series.values
-    if len(steps) <= MAX_POINTS:
-        return steps, values
-    keep: set[int] = set()
-    for block in np.array_split(np.arange(len(steps)), MAX_POINTS // 2):
-        filled = np.where(np.isfinite(values[block]), values[block], 0.0)
-        keep |= {int(block[np.argmin(filled)]), int(block[np.argmax(filled)])}
-    chosen = np.array(sorted(keep))
-    return steps[chosen], values[chosen]
 
 
 def _spans_decades(lines: Sequence[Series]) -> bool:
     values = np.concatenate([line.values[np.isfinite(line.values)] for line in lines])
     return bool(len(values) and values.min() > 0 and values.max() / values.min() > 30)
-
-
-def _step_axis(axes: Any) -> None:
-    axes.set_xlabel("step")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-
-
-def _log_axis(axes: Any) -> None:
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    low, high = axes.get_ylim()
-    axes.set_yscale("log")
-    if low <= 0:
-        low, high = axes.get_ylim()
-    axes.set_ylim(low, high)
-    axes.yaxis.set_major_locator(FixedLocator(log_ticks(low, high)))
-    axes.yaxis.set_major_formatter(lambda value, _: tick(value))
-    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _dash(place: int) -> Any:

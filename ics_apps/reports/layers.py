@@ -24,7 +24,7 @@ class Grid:
     """One statistic over layers and steps.
 
     Attributes:
-        labels: One label a row, in forward order; a layer that runs several times a step has a row for each call.
+        labels: One label a row, in forward order: a layer has one for each tag and call.
         kinds: Kind of each row (norm, conv, linear, activation, stream).
         steps: int64 (T,).
         values: float64 (rows, T), NaN where not measured.
@@ -41,8 +41,7 @@ class LayerSummary:
     """What one row of the layer table says; NaN and -1 stand for not applicable.
 
     Attributes:
-        label: Layer name, with the call index where the layer runs several times a step.
-        layer: Layer name.
+        label: Layer name, with its tag and call (`label`).
         kind: norm, conv, linear, activation or stream.
         type: Class name.
         drift_median: Median over the samples of `drift_w1` (standard deviations of the previous sample).
@@ -54,12 +53,12 @@ class LayerSummary:
         saturated_last: Share of saturated values at the last sample.
         dead: Dead channels at the last sample.
         channels: Channels.
-        running_gap: Gap of the running statistics at the last sample (standard deviations).
+        running_gap: Gap of the running means at the last sample (standard deviations).
+        running_var_gap: Gap of the running variances at the last sample (of their logarithms).
         nonfinite_step: First step with a value that is not finite, -1 if there was none.
     """
 
     label: str
-    layer: str
     kind: str
     type: str
     drift_median: float
@@ -72,7 +71,19 @@ class LayerSummary:
     dead: int
     channels: int
     running_gap: float
+    running_var_gap: float
     nonfinite_step: int
+
+
+def label(layer: str, tag: str = "", call: int = 0) -> str:
+    """Name a row as the alarms do: first name of the layer, then its tag and, from the second on, its call.
+
+    Example:
+        >>> label("net.act+net.head.act"), label("disc", call=1), label("disc", "fake", 1)
+        ('net.act', 'disc#1', 'disc#fake.1')
+    """
+    parts = [part for part in (tag, str(call or "")) if part]
+    return layer.split("+", maxsplit=1)[0] + ("#" + ".".join(parts) if parts else "")
 
 
 def layer_grid(monitor: Any, column: str, floor: float = -np.inf) -> Grid | None:
@@ -87,22 +98,47 @@ def layer_grid(monitor: Any, column: str, floor: float = -np.inf) -> Grid | None
         Layers with a finite value somewhere, and the steps at which any of them has one; None where there are none.
     """
     rows = monitor[np.isfinite(monitor[column].to_numpy())]
-    peaks = rows.groupby(["layer", "call"])[column].transform("max") if len(rows) else rows[column]
+    peaks = rows.groupby("place")[column].transform("max") if len(rows) else rows[column]
     rows = rows[peaks.to_numpy() >= floor]
     if rows.empty:
         return None
-    steps = np.unique(rows["step"].to_numpy())
-    several = _layers_called_often(monitor)
-    groups = _in_forward_order(rows)
-    values = np.full((len(groups), len(steps)), np.nan)
-    for position, (_, group) in enumerate(groups):
-        values[position, np.searchsorted(steps, group["step"].to_numpy())] = group[column].to_numpy()
+    steps, columns = np.unique(rows["step"].to_numpy(), return_inverse=True)
+    places, last = np.unique(rows["place"].to_numpy()[::-1], return_index=True)
+    values = np.full((len(places), len(steps)), np.nan)
+    values[np.searchsorted(places, rows["place"].to_numpy()), columns] = rows[column].to_numpy()
+    latest = rows.iloc[len(rows) - 1 - last]
     return Grid(
-        labels=tuple(_label(layer, call, several) for (layer, call), _ in groups),
-        kinds=tuple(str(group["kind"].iloc[-1]) for _, group in groups),
+        labels=labels_of(latest),
+        kinds=tuple(str(kind) for kind in latest["kind"]),
         steps=steps,
         values=values,
     )
+
+
+def labels_of(rows: Any) -> tuple[str, ...]:
+    """Label each of some rows of the monitor."""
+    return tuple(label(*key) for key in zip(rows["layer"], rows["tag"], rows["call"], strict=True))
+
+
+def telling_places(monitor: Any, most: int = 6) -> tuple[int, ...]:
+    """Choose the few rows to look at closely: the first and the last layer, and those furthest from their first sample.
+
+    Args:
+        monitor: Rows of the monitor.
+        most: Rows to choose, >= 2.
+
+    Returns:
+        Places in forward order, of rows whose median was measured. A file without the distance to the first sample
+        is judged by the largest distance between two samples.
+    """
+    measured = monitor[np.isfinite(monitor["q50"].to_numpy())]
+    if measured.empty:
+        return ()
+    column = "reference_w1" if np.isfinite(measured["reference_w1"].to_numpy()).any() else "drift_w1"
+    peaks = measured.groupby("place")[column].max()
+    ends = [int(peaks.index[0]), int(peaks.index[-1])]
+    ranked = [int(place) for place in peaks.dropna().sort_values(ascending=False, kind="stable").index]
+    return tuple(sorted(list(dict.fromkeys([*ends, *ranked]))[:most]))
 
 
 def stream_ratios(monitor: Any) -> tuple[Series, ...]:
@@ -119,8 +155,8 @@ def stream_ratios(monitor: Any) -> tuple[Series, ...]:
     Reference: ours.
     """
     sides: dict[str, dict[str, dict[int, float]]] = {}
-    for (layer, _), group in _in_forward_order(monitor):
-        found = _STREAM.match(layer)
+    for _, group in monitor[_is_stream(monitor)].groupby("place"):
+        found = _STREAM.match(label(str(group["layer"].iloc[0])))
         if found:
             side = sides.setdefault(found["level"] or "concat", {}).setdefault(found["side"], {})
             for step, rms in zip(group["step"].tolist(), group["rms"].tolist(), strict=True):
@@ -137,19 +173,17 @@ def stream_ratios(monitor: Any) -> tuple[Series, ...]:
 
 def summarise_layers(monitor: Any) -> tuple[LayerSummary, ...]:
     """Summarise each layer (and call) over the run, in forward order."""
-    several = _layers_called_often(monitor)
-    return tuple(_summary(layer, call, group, several) for (layer, call), group in _in_forward_order(monitor))
+    return tuple(_summary(group) for _, group in monitor.groupby("place"))
 
 
-def _summary(layer: str, call: int, group: Any, several: set[str]) -> LayerSummary:
+def _summary(group: Any) -> LayerSummary:
     drift = group["drift_w1"].to_numpy()
     measured = np.isfinite(drift)
     peak = int(np.argmax(np.where(measured, drift, -np.inf)))
     nonfinite = group["step"].to_numpy()[group["nonfinite_count"].to_numpy() > 0]
     last = group.iloc[-1]
     return LayerSummary(
-        label=_label(layer, call, several),
-        layer=layer,
+        label=labels_of(group.iloc[-1:])[0],
         kind=str(last["kind"]),
         type=str(last["type"]),
         drift_median=float(np.median(drift[measured])) if measured.any() else float("nan"),
@@ -162,18 +196,12 @@ def _summary(layer: str, call: int, group: Any, several: set[str]) -> LayerSumma
         dead=int(last["dead_channels"]),
         channels=int(last["channels"]),
         running_gap=float(last["running_gap"]),
+        running_var_gap=float(last["running_var_gap"]),
         nonfinite_step=int(nonfinite[0]) if len(nonfinite) else -1,
     )
 
 
-def _in_forward_order(rows: Any) -> list[tuple[tuple[str, int], Any]]:
-    groups = [((str(layer), int(call)), group) for (layer, call), group in rows.groupby(["layer", "call"], sort=False)]
-    return sorted(groups, key=lambda item: (int(item[1]["order"].iloc[0]), item[0][1]))
-
-
-def _layers_called_often(monitor: Any) -> set[str]:
-    return {str(layer) for layer in monitor.loc[monitor["call"] > 0, "layer"].unique()}
-
-
-def _label(layer: str, call: int, several: set[str]) -> str:
-    return f"{layer} (call {call})" if layer in several else layer
+def _is_stream(monitor: Any) -> NDArray[np.bool_]:
+    streams = {layer for layer in monitor["layer"].unique() if _STREAM.match(label(layer))}
+    found: NDArray[np.bool_] = monitor["layer"].isin(streams).to_numpy()
+    return found

@@ -50,24 +50,24 @@ def read_curves(path: Path, problems: list[str]) -> tuple[dict[str, Series], int
     Returns:
         Series by name in the order of the columns, the last step, and the last epoch (None where there is none).
     """
-    header, rows = _read_rows(path, problems)
+    header, rows = read_rows(path, problems)
     points: dict[str, dict[int, float]] = {name: {} for name in header if name not in ("step", "epoch", "")}
     steps: list[int] = []
     epochs: list[int] = []
     unreadable = 0
     for row in rows:
         cells = dict(zip(header, row, strict=False))
-        step = _to_integer(cells.get("step", "")) if len(row) == len(header) else None
+        step = to_integer(cells.get("step", "")) if len(row) == len(header) else None
         if step is None:
             unreadable += 1
             continue
         steps.append(step)
-        epoch = _to_integer(cells.pop("epoch", ""))
+        epoch = to_integer(cells.pop("epoch", ""))
         # The test after training is logged under the number of an epoch that never began.
         tested = all(name.startswith("test/") for name, cell in cells.items() if cell and name != "step")
         epochs += [] if epoch is None or tested else [epoch]
         for name in points.keys() & cells.keys():
-            value = _to_float(cells[name])
+            value = to_float(cells[name])
             if value is not None:
                 points[name][step] = value
             unreadable += value is None and cells[name].strip() != ""
@@ -77,7 +77,8 @@ def read_curves(path: Path, problems: list[str]) -> tuple[dict[str, Series], int
     return curves, max(steps, default=None), max(epochs, default=None)
 
 
-def _read_rows(path: Path, problems: list[str]) -> tuple[list[str], list[list[str]]]:
+def read_rows(path: Path, problems: list[str]) -> tuple[list[str], list[list[str]]]:
+    """Read the header and the rows of a CSV file that has a column `step`; a line that was cut off is left out."""
     text = read_text(path, problems)
     if not text:
         return [], []
@@ -91,20 +92,22 @@ def _read_rows(path: Path, problems: list[str]) -> tuple[list[str], list[list[st
     return rows[0], rows[1:]
 
 
-def _series(name: str, logged: dict[int, float]) -> Series:
-    import numpy as np
-
-    steps = sorted(logged)
-    return Series(name, np.array(steps, dtype=np.int64), np.array([logged[step] for step in steps], dtype=np.float64))
-
-
-def _to_float(cell: str) -> float | None:
+def to_float(cell: str) -> float | None:
+    """Read a number; None for any other text."""
     try:
         return float(cell)
     except ValueError:
         return None
 
 
-def _to_integer(cell: str) -> int | None:
-    number = _to_float(cell)
+def to_integer(cell: str) -> int | None:
+    """Read a whole number, also one written as a float; None for any other text."""
+    number = to_float(cell)
     return int(number) if number is not None and abs(number) < _MAX_STEP else None
+
+
+def _series(name: str, logged: dict[int, float]) -> Series:
+    import numpy as np
+
+    steps = sorted(logged)
+    return Series(name, np.array(steps, dtype=np.int64), np.array([logged[step] for step in steps], dtype=np.float64))

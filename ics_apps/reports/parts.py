@@ -25,12 +25,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: the first column is a name, the others are shown as given."""
+    """A table: the first column is a name, the others are shown as given; `best` are (row, column) to mark."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
     fold: str = ""
+    best: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Page:
     notes: tuple[str, ...]
     reading: tuple[str, ...]  # paragraphs
     sections: tuple[Section, ...]
+    source: str = "the run"
 
 
 def as_figures(*drawings: Drawing | None) -> tuple[Figure, ...]:

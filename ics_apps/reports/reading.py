@@ -5,24 +5,20 @@ Each function returns sentences made of numbers that stand in the run's files; n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ics_apps.reports.layers import LayerSummary, stream_ratios, summarise_layers
-from ics_apps.reports.wording import duration, higher_is_better, number, percent, split_stage
+from ics_apps.reports.layer_reading import describe_alarms, describe_layers
+from ics_apps.reports.wording import duration, higher_is_better, number, split_stage
 
 if TYPE_CHECKING:
     from ics_apps.reports.metric_files import Series
     from ics_apps.reports.run_files import RunFiles
 
-SATURATED: Final = 0.05  # a share of saturated values worth a sentence
-LAGGING: Final = 0.5  # standard deviations between batch and running means worth a sentence
-
 
 def describe_run(run: RunFiles) -> list[list[str]]:
-    """Say what happened: progress, the main metric, losses that were not finite; then what the layers did.
+    """Say what happened: progress, the main metric, bad losses; what the layers did; the alarms.
 
     Args:
         run: Files of a run, as far as they exist.
@@ -32,17 +28,8 @@ def describe_run(run: RunFiles) -> list[list[str]]:
     """
     paragraphs = [[*_progress(run), *_metric(run), *_worst_case(run), *_bad_losses(run)]]
     if run.monitor is not None:
-        layers = summarise_layers(run.monitor)
-        paragraphs.append(
-            [
-                *_nonfinite_layers(layers),
-                *_drift(layers),
-                *_dead(layers),
-                *_saturated(layers),
-                *_lagging(layers),
-                *_streams(stream_ratios(run.monitor)),
-            ]
-        )
+        paragraphs.append(describe_layers(run.monitor))
+    paragraphs.append(describe_alarms(run.alarms))
     return [paragraph for paragraph in paragraphs if paragraph]
 
 
@@ -114,80 +101,6 @@ def _bad_losses(run: RunFiles) -> list[str]:
             step = int(series.steps[bad][0])
             sentences.append(f"{name} was not finite in {int(bad.sum())} of {len(bad)} values, first at step {step}.")
     return sentences
-
-
-def _nonfinite_layers(layers: Sequence[LayerSummary]) -> list[str]:
-    bad = [layer for layer in layers if layer.nonfinite_step >= 0]
-    if not bad:
-        return []
-    first = min(bad, key=lambda layer: layer.nonfinite_step)
-    return [
-        f"Values that are not finite appeared in {len(bad)} of {len(layers)} layers, "
-        f"first in {first.label} at step {first.nonfinite_step}."
-    ]
-
-
-def _drift(layers: Sequence[LayerSummary]) -> list[str]:
-    measured = [layer for layer in layers if np.isfinite(layer.drift_median)]
-    if not measured:
-        return []
-    most = max(measured, key=lambda layer: layer.drift_median)
-    return [
-        f"The layer that drifted most, of {len(measured)}, is {most.label}: between two samples its output moved by "
-        f"{number(most.drift_median)} standard deviations (median over the run), "
-        f"at most by {number(most.drift_peak)} at step {most.drift_peak_step}."
-    ]
-
-
-def _dead(layers: Sequence[LayerSummary]) -> list[str]:
-    counted = [layer for layer in layers if layer.dead >= 0]
-    if not counted:
-        return []
-    dead, channels = sum(layer.dead for layer in counted), sum(layer.channels for layer in counted)
-    if not dead:
-        return [f"No dead channels among {channels} at the last sample."]
-    worst = max(counted, key=lambda layer: layer.dead / max(layer.channels, 1))
-    return [
-        f"{dead} of {channels} channels were dead at the last sample, the largest share in {worst.label} "
-        f"({worst.dead} of {worst.channels})."
-    ]
-
-
-def _saturated(layers: Sequence[LayerSummary]) -> list[str]:
-    counted = [layer for layer in layers if np.isfinite(layer.saturated_last)]
-    if not counted:
-        return []
-    worst = max(counted, key=lambda layer: layer.saturated_last)
-    if worst.saturated_last < SATURATED:
-        return [f"No layer had {percent(SATURATED)} or more of its values saturated at the last sample."]
-    many = sum(layer.saturated_last >= SATURATED for layer in counted)
-    return [
-        f"{many} of {len(counted)} layers had {percent(SATURATED)} or more of their values saturated at the last "
-        f"sample, most in {worst.label} ({percent(worst.saturated_last)})."
-    ]
-
-
-def _lagging(layers: Sequence[LayerSummary]) -> list[str]:
-    counted = [layer for layer in layers if np.isfinite(layer.running_gap)]
-    worst = max(counted, key=lambda layer: layer.running_gap, default=None)
-    if worst is None or worst.running_gap < LAGGING:
-        return []
-    return [
-        f"The running statistics of {worst.label} are {number(worst.running_gap)} standard deviations away from the "
-        "batch's, so evaluation normalises differently than training did."
-    ]
-
-
-def _streams(ratios: Sequence[Series]) -> list[str]:
-    if not ratios:
-        return []
-    low, high = min(float(s.values.min()) for s in ratios), max(float(s.values.max()) for s in ratios)
-    furthest = max(ratios, key=lambda series: abs(float(np.log(series.values[-1]))))
-    where = f"{len(ratios)} levels" if len(ratios) > 1 else "one level"
-    return [
-        f"RMS(skip)/RMS(up) lies between {number(low)} and {number(high)} over {where}; at the last sample it is "
-        f"furthest from 1 at {furthest.name} ({number(float(furthest.values[-1]))})."
-    ]
 
 
 def _worst_case(run: RunFiles) -> list[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from ics_apps.reports.alarm_files import Alarm, read_alarms
 from ics_apps.reports.metric_files import Series, read_curves, read_text
 from ics_apps.reports.monitor_files import read_monitor
 from ics_apps.reports.panels import PanelCase, read_panels
@@ -42,7 +43,8 @@ class RunFiles:
         last_step: Last step of metrics.csv, None where there is none.
         last_epoch: Last epoch of metrics.csv, None where there is none.
         summary: metrics.json, {} where it is missing.
-        monitor: Rows of the monitor (a pandas DataFrame with every column of the contract), None where there are none.
+        monitor: Rows of the monitor (a pandas DataFrame, see `read_monitor`), None where there are none.
+        alarms: What the monitor raised, by step; None where it did not watch.
         panels: Cases with images, worst first.
         problems: Sentences about files that could be read only in part.
     """
@@ -55,6 +57,7 @@ class RunFiles:
     last_epoch: int | None = None
     summary: dict[str, float] = field(default_factory=dict)
     monitor: Any = None
+    alarms: tuple[Alarm, ...] | None = None
     panels: tuple[PanelCase, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -91,6 +94,7 @@ def read_run(run_dir: Path) -> RunFiles:
         last_epoch=last_epoch,
         summary={str(name): float(value) for name, value in summary.items() if _is_number(value)},
         monitor=read_monitor(run_dir / layout.MONITOR, problems),
+        alarms=read_alarms(run_dir / layout.MONITOR / layout.ALARMS, problems),
         panels=read_panels(run_dir / layout.PANELS, problems),
         problems=tuple(problems),
     )

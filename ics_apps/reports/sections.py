@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Final
 
+from ics_apps.reports.alarm_section import alarm_section
 from ics_apps.reports.curves import metric_charts
 from ics_apps.reports.layer_sections import layer_sections
 from ics_apps.reports.masking import mask_command, mask_yaml
@@ -38,7 +39,7 @@ def build_page(run: RunFiles) -> Page:
         facts=facts(run),
         notes=notes(run),
         reading=tuple(" ".join(paragraph) for paragraph in describe_run(run)),
-        sections=(_curves(run), *layer_sections(run.monitor), _cases(run), _config(run), _origin(run)),
+        sections=(_curves(run), alarm_section(run), *layer_sections(run), _cases(run), _config(run), _origin(run)),
     )
 
 

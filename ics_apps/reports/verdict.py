@@ -15,7 +15,7 @@ MAX_TILES: Final = 6
 
 
 def tiles(run: RunFiles) -> tuple[tuple[tuple[str, str], ...], str]:
-    """Headline metrics: of metrics.json, or else the last validation values; totals before single classes."""
+    """Headline metrics: of metrics.json, or else the last validation values; totals before classes; then alarms."""
 
     def rank(name: str) -> tuple[int, bool, int]:
         stage, metric = split_stage(name)
@@ -27,9 +27,11 @@ def tiles(run: RunFiles) -> tuple[tuple[tuple[str, str], ...], str]:
         note = f"{layout.METRICS_SUMMARY} is missing, because the run has not been tested: "
         note += "these are the last values of metrics.csv." if values else "there is no headline yet."
     names = sorted(values, key=rank)
-    if len(names) > MAX_TILES:
-        note = f"{note} {MAX_TILES} of {len(names)} values; all are in the table under the curves.".strip()
-    return tuple((name, number(values[name])) for name in names[:MAX_TILES]), note
+    alarms = () if run.alarms is None else (("alarms", str(len(run.alarms))),)
+    room = MAX_TILES - len(alarms)
+    if len(names) > room:
+        note = f"{note} {room} of {len(names)} values; all are in the table under the curves.".strip()
+    return (*((name, number(values[name])) for name in names[:room]), *alarms), note
 
 
 def facts(run: RunFiles) -> tuple[tuple[str, str], ...]:

@@ -103,6 +103,16 @@ def percent(share: float) -> str:
     return f"{value:.0f} %" if value == 0 or value >= 10 else f"{value:.2g} %"
 
 
+def count(many: int, noun: str) -> str:
+    """Spell how many of a thing there are.
+
+    Example:
+        >>> count(1, "alarm"), count(3, "layer")
+        ('1 alarm', '3 layers')
+    """
+    return f"{many} {noun}" if many == 1 else f"{many} {noun}s"
+
+
 def duration(seconds: float) -> str:
     """Spell a time.
 

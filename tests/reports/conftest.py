@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import struct
@@ -11,7 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ics_apps.reports import write_report
@@ -49,6 +53,23 @@ RECORD: dict[str, Any] = {
     "notes": ["Split by split.csv: 24 train, 6 validation."],
     "resumed": [],
 }
+
+
+EDGES = np.sinh(np.linspace(-math.asinh(1000), math.asinh(1000), 65))
+ALARMS: list[dict[str, Any]] = [
+    {"step": 120, "epoch": 1, "rule": "saturated", "layer": "net.decoder.1.act2", "value": 0.31, "threshold": 0.25,
+     "sentence": "net.decoder.1.act2 had 31 % of its values where tanh is flat at 3 samples in a row.",
+     "remedy": "Put a norm before it, or lower the learning rate."},
+    {"step": 180, "epoch": 1, "rule": "dead_units", "layer": "net.encoder.0.act2", "value": 0.5, "threshold": 0.4,
+     "sentence": "8 of 16 channels of net.encoder.0.act2 were zero for every input.",
+     "remedy": "Lower the learning rate, or use a leaky activation."},
+    {"step": 220, "epoch": 2, "rule": "dead_units", "layer": "net.encoder.1.act2", "value": 0.5, "threshold": 0.4,
+     "sentence": "7 of 16 channels of net.encoder.1.act2 were zero for every input.",
+     "remedy": "Lower the learning rate, or use a leaky activation."},
+    {"step": 220, "epoch": 2, "rule": "drift_spike", "layer": "net.decoder.0.norm1", "value": 3.1, "threshold": 0.4,
+     "sentence": "net.decoder.0.norm1 moved by 3.1 standard deviations between two samples.",
+     "remedy": "Look at the batches and the learning rate at this step."},
+]  # fmt: skip
 
 
 def png(width: int, height: int, pixel: Callable[[int, int], int]) -> bytes:
@@ -137,6 +158,61 @@ def build_run(
     return run
 
 
+def watched_rows(
+    layers: Sequence[tuple[str, str, str]], steps: Sequence[int], seed: int = 0, speed: float = 1.0, size: int = 1024
+) -> list[dict[str, Any]]:
+    """Rows of every layer at every step: outputs are Gaussian, their mean and spread grow with depth and time.
+
+    ReLU outputs lose their positive half where the encoder dies, tanh outputs saturate as the spread grows.
+    `speed` scales the drift; `size` values are drawn of each output.
+    """
+    generator = np.random.default_rng(seed)
+    first: dict[str, np.ndarray] = {}
+    before: dict[str, np.ndarray] = {}
+    rows = []
+    for step in steps:
+        for order, (name, kind, type_) in enumerate(layers):
+            depth, time = order / max(len(layers) - 1, 1), step / max(steps[-1], 1)
+            moved = speed * time * (0.2 + depth)
+            values = generator.normal(moved, 1 + 0.6 * moved, size)
+            if kind == "activation":
+                dying = "encoder" in name and name.endswith("act2")
+                values = np.tanh(2 * values) if type_ == "Tanh" else np.maximum(values - (3 * time if dying else 0), 0)
+            row = _row(step, order, name, kind, type_, values)
+            for prefix, other in (("drift", before.get(name)), ("reference", first.get(name))):
+                row |= _distance(prefix, values, other)
+            first.setdefault(name, values)
+            before[name] = values
+            row |= _histogram(values, first[name]) | _parameters(kind, step, depth, generator)
+            rows.append(row)
+    return rows
+
+
+def write_watched(
+    run: Path, rows: Sequence[dict[str, Any]], alarms: Sequence[dict[str, Any]] | None = ALARMS,
+    change: Callable[[dict[str, Any]], dict[str, Any]] = lambda row: row,
+) -> None:  # fmt: skip
+    """Write rows with the types of the contract, and the alarms beside them (None: nobody watched)."""
+    folder = run / layout.MONITOR
+    folder.mkdir(exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    table = pd.DataFrame([change(row) for row in rows])
+    counts = table.pop("histogram") if "histogram" in table else None
+    small = {"epoch": "int32", "call": "int16", "order": "int32", "channels": "int32", "dead_channels": "int32"}
+    floats = {name: "float32" for name in table.columns if table[name].dtype == "float64"}
+    written = pa.Table.from_pandas(table.astype({**small, **floats}), preserve_index=False)
+    if counts is not None:
+        flat = pa.array(np.concatenate(counts.to_list()).astype(np.uint16))
+        written = written.append_column("histogram", pa.FixedSizeListArray.from_arrays(flat, 66))
+    pq.write_table(written, folder / "0.parquet")
+    if alarms is not None:
+        with (folder / layout.ALARMS).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(ALARMS[0]))
+            writer.writeheader()
+            writer.writerows(alarms)
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
     """`build_run` in the test's own folder."""
@@ -146,7 +222,32 @@ def make_run(tmp_path: Path) -> MakeRun:
 @pytest.fixture(scope="session")
 def finished_page(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page of a finished run, for tests that only read it."""
-    return write_report(build_run(tmp_path_factory.mktemp("finished"))).read_text(encoding="utf-8")
+    run = build_run(tmp_path_factory.mktemp("finished"), every=10_000)
+    layers = [(name, kind, "Tanh" if name.endswith("1.act2") else type_) for name, kind, type_ in unet_layers(2)]
+    write_watched(run, watched_rows(layers, range(0, 400, 40), size=256))
+    return write_report(run).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def make_watched(make_run: MakeRun) -> MakeRun:
+    """A run of `build_run` with what the present monitor writes: (name, layers=, steps=, alarms=, change=, speed=)."""
+
+    def make(
+        name: str = "watched",
+        *,
+        layers: Any = None,
+        steps: Sequence[int] = range(0, 400, 40),
+        alarms: Any = ALARMS,
+        change: Any = lambda row: row,
+        speed: float = 1.0,
+        **given: Any,
+    ) -> Path:
+        run = make_run(name, every=10_000, **given)
+        layers = unet_layers(2) if layers is None else layers
+        write_watched(run, watched_rows(layers, steps, speed=speed, size=256), alarms, change)
+        return run
+
+    return make
 
 
 @pytest.fixture
@@ -190,3 +291,47 @@ def _write_panels(folder: Path, cases: int, size: int) -> None:
         scores = {"dice": round(0.9 - 0.1 * case, 2), "hd95": 5.0 + case}
         index.append({"case": f"slice-{case}", "stage": "test", "scores": scores, "images": images})
     (folder / layout.PANELS_INDEX).write_text(json.dumps(index), encoding="utf-8")
+
+
+def _row(step: int, order: int, name: str, kind: str, type_: str, values: np.ndarray) -> dict[str, Any]:
+    activation = kind == "activation"
+    zero = float((values == 0).mean()) if type_ == "ReLU" else math.nan
+    low, middle, high = np.quantile(values, [0.15, 0.5, 0.85])
+    return {
+        "step": step, "epoch": step // 100, "layer": name, "tag": "", "call": 0, "kind": kind, "type": type_,
+        "order": order, "count": len(values), "nonfinite_count": 0, "channels": 16,
+        "dead_channels": int(16 * max(0.0, 2 * zero - 1.2)) if activation and not math.isnan(zero) else -1,
+        "mean": values.mean(), "std": values.std(), "min": values.min(), "max": values.max(),
+        "rms": math.sqrt((values**2).mean()),
+        "q15": low, "q50": middle, "q85": high, "zero_fraction": zero,
+        "saturated_fraction": float((np.abs(values) > 0.99).mean()) if type_ == "Tanh" else math.nan,
+    }  # fmt: skip
+
+
+def _distance(prefix: str, values: np.ndarray, other: np.ndarray | None) -> dict[str, float]:
+    if other is None:
+        return {f"{prefix}_w1": math.nan, f"{prefix}_kl": math.nan}
+    spread = max(other.std(), 1e-12)
+    gap = float(np.abs(np.sort(values) - np.sort(other)).mean() / spread)
+    return {f"{prefix}_w1": gap, f"{prefix}_kl": gap**2}
+
+
+def _histogram(values: np.ndarray, first: np.ndarray) -> dict[str, Any]:
+    centre, scale = float(np.median(first)), float(first.std())
+    edges = np.concatenate([[-np.inf], np.float32(centre) + np.float32(scale) * EDGES, [np.inf]])
+    return {"hist_center": centre, "hist_scale": scale, "histogram": np.histogram(values, edges)[0]}
+
+
+def _parameters(kind: str, step: int, depth: float, generator: np.random.Generator) -> dict[str, float]:
+    weights = kind in ("conv", "norm")
+    noise = math.exp(0.2 * generator.normal())
+    return {
+        "grad_rms": 1e-4 * 10 ** (1.5 * depth - step / 2000) * noise,
+        "grad_zero_fraction": 0.0,
+        "weight_norm": 5 + 0.002 * step if weights else math.nan,
+        "update_ratio": 2e-3 * 10 ** (-step / 800) * noise if weights and step else math.nan,
+        "effective_lr": 1e-3 / (5 + 0.002 * step) ** 2 if kind == "conv" else math.nan,
+        "batch_noise": 0.02 * noise if kind == "norm" else math.nan,
+        "running_gap": 0.1 * noise if kind == "norm" else math.nan,
+        "running_var_gap": 0.05 * noise if kind == "norm" else math.nan,
+    }

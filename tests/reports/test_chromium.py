@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ics_apps.reports import write_report
+from ics_apps.reports import write_comparison, write_report
 from ics_apps.runs import layout
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -58,3 +58,10 @@ def test_screenshot_is_not_blank(make_run, tmp_path):
     content = picture.read_bytes()
     assert struct.unpack(">II", content[16:24]) == (1200, 2400)
     assert len(content) > 60_000  # an empty page of this size compresses to a tenth of it
+
+
+def test_comparison_renders_without_an_error(make_watched, tmp_path):
+    page = write_comparison([make_watched("a"), make_watched("b", speed=2.0)], tmp_path / "comparison.html")
+    done = browse(tmp_path / "profile", page, "--dump-dom")
+    assert done.stdout.count("<svg") == 8
+    assert "CONSOLE" not in done.stderr

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from ics_apps.reports import ReportError, write_report
 from ics_apps.runs import layout
 
 EVIL = "<img src=x onerror=alert(1)>"
+LAYERS = ["drift", "distributions", "units", "rms", "gradients", "parameters", "streams"]
 
 
 class Tags(HTMLParser):
@@ -37,6 +39,10 @@ class Tags(HTMLParser):
         self.texts.append(data)
 
 
+def floats(row: dict[str, Any]) -> list[str]:
+    return [name for name, value in row.items() if isinstance(value, float)]
+
+
 def page_of(run: Path) -> str:
     return write_report(run).read_text(encoding="utf-8")
 
@@ -44,7 +50,7 @@ def page_of(run: Path) -> str:
 def test_finished_run_gives_every_section_in_reading_order(finished_page):
     page = finished_page
     ids = re.findall(r'<section id="(\w+)">', page)
-    assert ids == ["curves", "drift", "units", "rms", "streams", "cases", "config", "origin"]
+    assert ids == ["curves", "alarms", *LAYERS, "cases", "config", "origin"]
     assert page.index('class="tiles"') < page.index('class="reading"') < page.index('id="curves"')
     assert 'class="missing"' not in page
 
@@ -78,7 +84,7 @@ def test_ids_are_unique_and_every_local_reference_is_met(finished_page):
 
 def test_every_figure_and_picture_has_a_text_for_those_who_cannot_see_it(finished_page):
     figures, pictures = re.findall(r"<svg [^>]*>", finished_page), re.findall(r"<img [^>]*>", finished_page)
-    assert (len(figures), len(pictures)) == (8, 12)
+    assert (len(figures), len(pictures)) == (16, 12)
     assert all(re.search(r'aria-label="[^"]+"', figure) for figure in figures)
     assert all(re.search(r'alt="[^"]+"', picture) for picture in pictures)
 
@@ -146,11 +152,11 @@ def test_run_with_nothing_but_its_config_says_what_is_missing(make_run):
             file.unlink()
     page = page_of(run)
     missing = re.findall(r'<p class="missing">([^<]+)</p>', page)
-    assert len(missing) == 4
+    assert len(missing) == 5
     assert "metrics.csv holds no metrics yet" in missing[0]
-    assert "add ics_apps.callbacks.ActivationMonitor" in missing[1]
-    assert "when a run tests its best checkpoint" in missing[2]
-    assert "run.json is missing" in missing[3]
+    assert "add ics_apps.callbacks.ActivationMonitor" in missing[2]
+    assert "when a run tests its best checkpoint" in missing[3]
+    assert "run.json is missing" in missing[4]
 
 
 def test_interrupted_run_with_half_a_line_and_damaged_files_still_gives_a_page(make_run):
@@ -176,15 +182,43 @@ def test_metrics_that_are_not_finite_are_named(make_run):
     assert "val/dice is 0.500 at step 40, its only value" in page
 
 
-def test_monitor_without_a_finite_number_still_gives_a_page(make_run):
+def test_monitor_without_a_finite_number_still_gives_a_page(make_watched):
     nan = float("nan")
-    empty = dict.fromkeys(("rms", "drift_w1", "drift_kl", "zero_fraction", "saturated_fraction"), nan)
-    page = page_of(make_run(change=lambda row: {**row, **empty, "dead_channels": -1}))
-    assert page.count('class="missing"') == 4
+    page = page_of(make_watched(change=lambda row: {**row, **dict.fromkeys(floats(row), nan), "dead_channels": -1}))
+    missing = re.findall(r'<section id="(\w+)">\n<h2>[^<]*</h2>\n<p class="missing">', page)
+    assert missing == LAYERS
 
 
-def test_one_sample_has_no_drift_but_a_size(make_run):
-    page = page_of(make_run(every=10_000))
+def test_files_of_an_older_monitor_show_what_they_hold_and_name_what_they_do_not(make_run):
+    page = page_of(make_run())
+    missing = re.findall(r'<p class="missing">([^<]+)</p>', page)
+    assert [text.split(":")[0] for text in missing] == [
+        "Nothing was watched for alarms",
+        "No gradient above 0 was measured",
+        "No weight was measured",
+    ]
+    assert "Percentile bands of 6 layers by step." in page
+    assert "Histograms of" not in page
+
+
+def test_column_that_is_empty_everywhere_leaves_the_others(make_watched):
+    page = page_of(make_watched(change=lambda row: {**row, "grad_rms": float("nan"), "effective_lr": float("nan")}))
+    assert "No gradient above 0 was measured" in page
+    assert "one optimizer step changed" in page
+
+
+def test_alarms_are_counted_in_the_head(finished_page, make_run):
+    assert "<dt>alarms</dt><dd>4</dd>" in finished_page
+    assert "<dt>alarms</dt>" not in page_of(make_run())
+
+
+def test_alarm_with_markup_stays_text(make_watched):
+    page = page_of(make_watched(alarms=[{"step": 1, "rule": EVIL, "layer": EVIL, "sentence": EVIL, "remedy": EVIL}]))
+    assert Tags(page).tags["img"] == 12  # the panels' pictures
+
+
+def test_one_sample_has_no_drift_but_a_size(make_watched):
+    page = page_of(make_watched(steps=[0]))
     assert "No drift above 0 was measured" in page
     assert "RMS of the output" in page
 

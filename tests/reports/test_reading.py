@@ -119,3 +119,52 @@ def test_status_is_told(make_run, status, start):
 
 def test_worst_case_is_named_with_its_score(make_run):
     assert "The worst of 3 pictured cases is slice-2 (dice 0.700)." in words_of(make_run())
+
+
+def test_layer_furthest_from_its_first_sample_is_told_with_when_half_of_it_was_reached(make_watched):
+    layers = [("a", "norm", "X"), ("b", "norm", "X"), ("c", "norm", "X")]
+    far = {0: float("nan"), 40: 0.2, 80: 1.2, 120: 2.0}
+
+    def change(row):
+        return {**row, "reference_w1": far[row["step"]] if row["layer"] == "b" else 0.5 if row["step"] else far[0]}
+
+    assert (
+        "Furthest from its first sample is b, by 2.00 standard deviations at step 120 (half of that by step 80); the "
+        "median of the largest distances of all 3 layers is 0.500." in words_of(
+            make_watched(layers=layers, steps=sorted(far), change=change)
+        )
+    )  # fmt: skip
+
+
+def test_gradients_of_the_first_and_the_last_layer_are_compared(make_watched):
+    def change(row):
+        return {**row, "grad_rms": (0.5 if row["step"] == 0 else 0.1) if row["layer"] == "a" else 0.2}
+
+    layers = [("a", "conv", "X"), ("b", "norm", "X"), ("c", "linear", "X")]
+    assert (
+        "At step 360 the gradient's RMS is 0.100 in the first layer (a) and 0.200 in the last (c), the last 2.00 times "
+        "the other; at step 0 the first 2.50 times the other." in words_of(make_watched(layers=layers, change=change))
+    )
+
+
+def test_alarms_are_told_by_rule_in_the_order_in_which_they_fired(make_watched):
+    assert (
+        "4 alarms fired: saturated in net.decoder.1.act2 at step 120; dead_units in 2 layers from step 180; "
+        "drift_spike in net.decoder.0.norm1 at step 220." in words_of(make_watched())
+    )
+
+
+def test_no_alarm_is_said_only_of_a_run_that_was_watched(make_watched, make_run):
+    assert words_of(make_watched(alarms=[])).endswith("No alarm fired.")
+    assert "alarm" not in words_of(make_run())
+
+
+def test_train_and_eval_gap_is_told_where_it_is_small_too(make_watched):
+    def change(row):
+        return {**row, "running_gap": 0.25 if row["layer"] == "a" else 0.125, "running_var_gap": 0.6931472}
+
+    layers = [("a", "norm", "BatchNorm2d"), ("b", "norm", "BatchNorm2d")]
+    assert (
+        "Over 2 norms the batch's means are at most 0.250 standard deviations from the running ones at the last sample "
+        "(a), variances at most 2.00 times." in words_of(make_watched(layers=layers, change=change))
+    )
