@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-CHUNK: Final = 2**14  # values: 64 kB, the samples of 8 layers at 2,048 values each
+CHUNK: Final = 2**13  # values: 32 kB, the samples of 4 layers at 2,048 values each
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +38,23 @@ class Arena:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._chunks: list[Tensor] = []
-        self._used: list[int] = []
-        self._last = 0  # the chunk that is being filled
+        self._sizes: list[int] = []
+        self._free: list[int] = []  # values left at the end of each chunk
 
     def write(self, sample: Tensor) -> Slot:
         """Copy a sample in, of any dtype; cast to float32 here, with no wait for the device."""
         count = sample.numel()
-        place = self._last
-        while place < len(self._chunks) and self._used[place] + count > len(self._chunks[place]):
-            place += 1
+        place = next((place for place, free in enumerate(self._free) if free >= count), len(self._chunks))
         if place == len(self._chunks):
             # A first forward under inference_mode must not make an inference tensor, which nobody may write later.
             with torch.inference_mode(False):
                 self._chunks.append(torch.empty(max(CHUNK, count), dtype=torch.float32, device=self._device))
-            self._used.append(0)
-        start = self._used[place]
+            self._sizes.append(max(CHUNK, count))
+            self._free.append(max(CHUNK, count))
+        start = self._sizes[place] - self._free[place]
         slot = self._chunks[place].narrow(0, start, count)
         (slot if sample.dim() == 1 else slot.view(sample.shape)).copy_(sample)
-        self._used[place] = start + count
-        self._last = place
+        self._free[place] -= count
         return Slot(place, start, count)
 
     def fetch(
@@ -66,7 +64,8 @@ class Arena:
 
         On a CPU the chunks are views, valid until `clear`; from another device everything comes with one transfer.
         """
-        used = [chunk[:end] for chunk, end in zip(self._chunks, self._used, strict=True)]
+        sizes = zip(self._chunks, self._sizes, self._free, strict=True)
+        used = [chunk[: size - free] for chunk, size, free in sizes]
         if self._device.type == "cpu":
             return tuple(part.numpy() for part in used), tuple(v.flatten().float().numpy() for v in vectors)
         parts = [*used, *(vector.flatten().float() for vector in vectors)]
@@ -79,4 +78,4 @@ class Arena:
 
     def clear(self) -> None:
         """Forget the samples; the memory is kept."""
-        self._used, self._last = [0] * len(self._chunks), 0
+        self._free = list(self._sizes)

@@ -15,12 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 from ics_apps.probes.moments import GRID
 
 Key = tuple[str, str, int]  # layer, tag, call
+Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 # Share of the range (and of the mean) below which a standard deviation counts as rounding.
 FLOOR: Final = 1e-6
 TINY: Final = 1e-30
-_UNKNOWN: Final = np.full(GRID + 2, np.nan)
+_UNKNOWN: Final = np.full(GRID + 2, np.nan, np.float32)
 
 
 def gaussian_kl(
@@ -97,8 +98,8 @@ class History:
     """
 
     def __init__(self) -> None:
-        self._previous: dict[Key, Float64] = {}
-        self._first: dict[Key, Float64] = {}
+        self._previous: dict[Key, Float32] = {}
+        self._first: dict[Key, Float32] = {}
 
     def advance(
         self, keys: Sequence[Key], grid: NDArray[Any], mean: NDArray[Any], std: NDArray[Any]
@@ -119,7 +120,8 @@ class History:
             `reference_kl`, `reference_w1`, `reference_mean`, the same against the first sample: `(R,)` each, NaN for a
             first sample.
         """
-        now = np.concatenate([grid, mean[:, None], std[:, None]], axis=1).astype(np.float64)
+        with np.errstate(over="ignore"):
+            now = np.concatenate([grid, mean[:, None], std[:, None]], axis=1).astype(np.float32)
         distances = {}
         for name, memory in (("drift", self._previous), ("reference", self._first)):
             found = _distances(np.stack([memory.get(key, _UNKNOWN) for key in keys]) if len(keys) else now, now)
@@ -132,7 +134,7 @@ class History:
         return distances
 
     def state_dict(self) -> dict[str, Any]:
-        """Names, tags, calls and two float64 tensors `(rows, 66)`: loads under `weights_only=True`."""
+        """Names, tags, calls and two float32 tensors `(rows, 66)`: loads under `weights_only=True`."""
         keys = list(self._first)  # a key has both or none
         return {
             "keys": [list(key) for key in keys],
@@ -147,7 +149,8 @@ class History:
         self._previous = dict(zip(keys, state["previous"].numpy().copy(), strict=True))
 
 
-def _distances(before: Float64, now: Float64) -> dict[str, Float64]:
+def _distances(earlier: Float32, later: Float32) -> dict[str, Float64]:
+    before, now = earlier.astype(np.float64), later.astype(np.float64)
     mean_p, std_p, mean_q, std_q = before[:, GRID], before[:, GRID + 1], now[:, GRID], now[:, GRID + 1]
     size = np.max(np.abs(np.concatenate([before[:, : GRID + 1], now[:, : GRID + 1]], axis=1)), axis=1, initial=0.0)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -161,5 +164,5 @@ def _distances(before: Float64, now: Float64) -> dict[str, Float64]:
         }
 
 
-def _stacked(memory: dict[Key, Float64], keys: Sequence[Key]) -> Float64:
-    return np.stack([memory[key] for key in keys]) if keys else np.empty((0, GRID + 2))
+def _stacked(memory: dict[Key, Float32], keys: Sequence[Key]) -> Float32:
+    return np.stack([memory[key] for key in keys]) if keys else np.empty((0, GRID + 2), np.float32)

@@ -69,14 +69,22 @@ def describe(rows: NDArray[np.float32], bounds: Float64) -> Description:
 
     Reference: ours.
     """
-    rows[~np.isfinite(rows)] = np.nan
+    finite = np.isfinite(rows)
+    kept = finite.sum(axis=1)
+    is_full = finite.all()
+    if not is_full:
+        rows[~finite] = np.nan
     rows.sort(axis=1)
-    kept = np.isfinite(rows).sum(axis=1)
-    exact = np.nan_to_num(rows.astype(np.float64), copy=False)  # what is not there is 0 and adds nothing
+    exact = rows.astype(np.float64)
     number = np.where(kept > 0, kept, np.nan)
-    mean = exact.sum(axis=1) / number
-    gap = exact - np.nan_to_num(mean)[:, None]
-    gap[np.arange(rows.shape[1]) >= kept[:, None]] = 0.0
+    if is_full:
+        mean = exact.sum(axis=1) / number
+        gap = exact - mean[:, None]
+    else:  # what is not there is 0 and adds nothing
+        there = np.arange(rows.shape[1]) < kept[:, None]
+        exact[~there] = 0.0
+        mean = exact.sum(axis=1) / number
+        gap = np.where(there, exact - mean[:, None], 0.0)
     squared = gap * gap
     second = squared.sum(axis=1) / number
     third = np.einsum("ij,ij->i", squared, gap) / number
@@ -94,7 +102,7 @@ def describe(rows: NDArray[np.float32], bounds: Float64) -> Description:
         "kurtosis": fourth / spread**2,
         **{f"q{percent}": quantiles[:, place] for place, percent in enumerate(PERCENT)},
         "zero_fraction": (rows == 0).sum(axis=1) / number,
-        "saturated_fraction": ((rows <= bounds[:, :1]) | (rows >= bounds[:, 1:])).sum(axis=1) / number,
+        "saturated_fraction": _beyond(rows, bounds) / number,
     }
     return Description(rows, kept, quantiles[:, len(PERCENT) :], figures)
 
@@ -128,6 +136,14 @@ def summarise(x: Tensor, size: int = 2048, turn: int = 0, activation: nn.Module 
     if not known:
         figures["saturated_fraction"] = math.nan
     return {"count": float(sample.size), **figures, "nonfinite_count": float(sample.size - found.kept[0])}
+
+
+def _beyond(rows: NDArray[np.float32], bounds: Float64) -> NDArray[np.int64]:
+    """How many values of each row lie on or beyond its bounds."""
+    if np.isinf(bounds).all():
+        return np.zeros(len(rows), np.int64)
+    low, high = np.split(bounds.astype(np.float32), 2, axis=1)
+    return ((rows <= low) | (rows >= high)).sum(axis=1)
 
 
 def _quantiles(exact: Float64, kept: NDArray[np.int64]) -> Float64:

@@ -10,7 +10,7 @@ import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from ics_apps.probes.columns import Table
 from ics_apps.probes.norm_state import Grid, is_scale_invariant, pools_batch
 from ics_apps.probes.readings import Pairs, Reading, fetched
 from ics_apps.probes.records import SATURATED_INPUT, Ranks, merge
-from ics_apps.probes.sampling import Layout, Positions, lay_out, read
+from ics_apps.probes.sampling import Positions, locate, read
 from ics_apps.probes.saturation import tails_of
 from ics_apps.probes.selection import Layer
 from ics_apps.probes.tabulate import Tabulator
@@ -32,11 +32,10 @@ from ics_apps.probes.weights import WeightWatch
 
 MAX_CALLS: Final = 16  # forwards of one layer under one tag that are kept apart in a step; later ones are not read
 MAX_CELL_CALLS: Final = 64  # time steps of a recurrent cell that are pooled; later ones are not read
-GRADIENT_SHARE: Final = 4  # a gradient is read at a quarter as many places as an output: only RMS and zeros are told
+GRADIENT_SHARE: Final = 8  # a gradient is read at an eighth as many places as an output: only RMS and zeros are told
 LARGEST_SAMPLE: Final = 2**16 - 1  # what a bin of the histogram can count
 
 
-Side = Literal["input", "output", "gradient"]
 _Identity = tuple[int, int, torch.Size]  # address, version, shape: whether two tensors are one and the same
 
 
@@ -89,7 +88,6 @@ class Recorder:
         self._weights = WeightWatch(self.layers)
         self._ranks = Ranks(device or torch.device("cpu"))
         self._arenas: dict[torch.device, Arena] = {}
-        self._layouts: dict[tuple[int, Side, int | None], Layout] = {}
         self._muted: set[int] = set()
         self._turn = 0
         self._world = 1  # processes that share the sample
@@ -181,7 +179,7 @@ class Recorder:
             if self._affine is not None and self._affine[1] == _identity(x) and is_scale_invariant(layer.module):
                 self._invariant.add(self._affine[0])
         elif x is not None and tails is not None and tails.side == "input":
-            sample = read(x, self._places(tap.index, "input", x))
+            sample = read(x, self._places(tap.index, x))
             share = ((sample <= tails.low) | (sample >= tails.high)).float().mean()
             self._stashes[tap.index] = {SATURATED_INPUT: share}
         if statistics:
@@ -209,7 +207,7 @@ class Recorder:
         """Read the gradient with respect to an output; where a second backward pass comes, the last one counts."""
         reading = self._tickets.get(ticket)
         if reading is not None:  # not of a step that is over
-            where = self._places(reading.index, "gradient", gradient)
+            where = self._places(reading.index, gradient, share=GRADIENT_SHARE)
             reading.gradient = self._arenas[reading.device].write(read(gradient, where))
 
     def state_dict(self) -> dict[str, Any]:
@@ -220,14 +218,10 @@ class Recorder:
         """Take back what `state_dict` gave; layers that this model does not have are kept but not used."""
         self._tabulator.load_state_dict(state)
 
-    def _places(self, index: int, side: Side, x: Tensor, axis: int | None = None) -> Positions:
-        """Where to read a tensor of this layer; worked out anew only where its shape or strides change."""
-        layout = self._layouts.get((index, side, axis))
-        if layout is None or not layout.fits(x):
-            pooled = MAX_CELL_CALLS if isinstance(self.layers[index].module, nn.RNNCellBase) else 1
-            size = self.sample_size // (self._world * pooled * (GRADIENT_SHARE if side == "gradient" else 1))
-            layout = self._layouts[index, side, axis] = lay_out(x, max(size, 1), axis)
-        return layout.at(self._turn)
+    def _places(self, index: int, x: Tensor, axis: int | None = None, share: int = 1) -> Positions:
+        """Where to read a tensor of this layer."""
+        parts = self._world * (MAX_CELL_CALLS if isinstance(self.layers[index].module, nn.RNNCellBase) else 1)
+        return locate(x, max(self.sample_size // (parts * share), 1), self._turn, axis)
 
     def _read(self, tap: Tap, call: int, x: Tensor, statistics: tuple[Tensor, ...]) -> Reading:
         layer = tap.layer
@@ -235,7 +229,7 @@ class Recorder:
         if arena is None:
             arena = self._arenas[x.device] = Arena(x.device)
         axis = self._axis.find(layer, x)
-        where = self._places(tap.index, "output", x, axis)
+        where = self._places(tap.index, x, axis)
         slot = arena.write(read(x, where))
         dtype = str(x.dtype).removeprefix("torch.")
         reading = Reading(tap.index, self.tag, call, dtype, x.numel(), x.device, where, axis is not None, slot)

@@ -6,6 +6,7 @@ Only positions and copies live here; the statistics of what was read are in `mom
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -45,53 +46,7 @@ class Positions:
 
     def channel_index(self) -> NDArray[np.int64]:
         """The channel of each element read, `(count,)`."""
-        place = np.arange(self.count) * self.stride + self.offset
-        return place // self.inner % self.channels
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Which places of a tensor of this shape and these strides are read; the offset alone changes with the turn.
-
-    Attributes:
-        shape: of the tensor.
-        strides: of the tensor.
-        at_zero: the places of turn 0.
-        room: how many offsets there are.
-    """
-
-    shape: torch.Size
-    strides: tuple[int, ...]
-    at_zero: Positions
-    room: int
-
-    def at(self, turn: int) -> Positions:
-        """The places of one turn."""
-        zero = self.at_zero
-        return Positions(zero.count, zero.stride, turn * GOLDEN % self.room, zero.dense, zero.inner, zero.channels)
-
-    def fits(self, x: Tensor) -> bool:
-        """Whether it was made for a tensor like this one."""
-        return self.shape == x.shape and self.strides == x.stride()
-
-
-def lay_out(x: Tensor, size: int, axis: int | None = None) -> Layout:
-    """Choose at most `size` evenly spaced elements of tensors like `x`; see `locate`."""
-    total = x.numel()
-    stride = 1
-    if total > size:
-        stride = -(-total // size)
-        while math.gcd(stride, total) != 1:
-            stride += 1
-    count = total // stride
-    shape = x.shape
-    dense = _is_dense(shape, x.stride())
-    inner, channels = 1, 1
-    if axis is not None:
-        channels = shape[axis]
-        inner = x.stride(axis) if dense else math.prod(shape[axis % x.ndim + 1 :])
-    places = Positions(count, stride, 0, dense, max(inner, 1), channels)
-    return Layout(shape, x.stride(), places, total - (count - 1) * stride)
+        return _channel_index(self)
 
 
 def locate(x: Tensor, size: int, turn: int = 0, axis: int | None = None) -> Positions:
@@ -116,7 +71,9 @@ def locate(x: Tensor, size: int, turn: int = 0, axis: int | None = None) -> Posi
 
     Reference: ours.
     """
-    return lay_out(x, size, axis).at(turn)
+    places, room = _places(x.shape, x.stride(), size, axis)
+    # Not `replace`, which takes longer than all the rest.
+    return Positions(places.count, places.stride, turn * GOLDEN % room, places.dense, places.inner, places.channels)
 
 
 def read(x: Tensor, where: Positions) -> Tensor:
@@ -169,6 +126,30 @@ def first_tensor(output: Any) -> Tensor | None:
     Reference: ours.
     """
     return _search(output, 0)
+
+
+@functools.lru_cache(maxsize=2)  # a convolution, its norm and its activation are read at the same places
+def _channel_index(where: Positions) -> NDArray[np.int64]:
+    place = np.arange(where.count) * where.stride + where.offset
+    return place // where.inner % where.channels
+
+
+@functools.lru_cache(maxsize=1024)  # layers keep their shapes from step to step
+def _places(shape: torch.Size, strides: tuple[int, ...], size: int, axis: int | None) -> tuple[Positions, int]:
+    """The places of turn 0, and how many offsets there are."""
+    total = math.prod(shape)
+    stride = 1
+    if total > size:
+        stride = -(-total // size)
+        while math.gcd(stride, total) != 1:
+            stride += 1
+    count = total // stride
+    dense = _is_dense(shape, strides)
+    inner, channels = 1, 1
+    if axis is not None:
+        channels = shape[axis]
+        inner = strides[axis] if dense else math.prod(shape[axis % len(shape) + 1 :])
+    return Positions(count, stride, 0, dense, max(inner, 1), channels), total - (count - 1) * stride
 
 
 def _search(value: Any, depth: int) -> Tensor | None:

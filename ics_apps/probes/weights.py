@@ -32,7 +32,7 @@ class WeightWatch:
 
     A tensor of at most `size` elements is read in full and its figures are exact; of a larger one `size` elements are
     read, evenly spaced, and ||w|| is sqrt(numel * mean square of these): its relative standard error is
-    1 / sqrt(2 size) for Gaussian weights, 3 % at 512. Samples stay on the parameters' device, in memory that is
+    1 / sqrt(2 size) for Gaussian weights, 4 % at 256. Samples stay on the parameters' device, in memory that is
     allocated once, until `after` fetches them with one transfer a device. Parametrised weights are read as they are
     stored, since asking for the weight would run the parametrization (a spectral norm would take a step): norm and
     update are those of the unconstrained weight. There are no figures (NaN) for a layer
@@ -56,7 +56,7 @@ class WeightWatch:
     Reference: ours; the learning rate of a scale-invariant weight, van Laarhoven 2017 (1706.05350).
     """
 
-    def __init__(self, layers: Sequence[Layer], size: int = 512) -> None:
+    def __init__(self, layers: Sequence[Layer], size: int = 256) -> None:
         self._count = len(layers)
         self._size = size
         self._places = [(number, "weight", _owner(layer)) for number, layer in enumerate(layers)]

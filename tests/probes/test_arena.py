@@ -36,3 +36,13 @@ def test_small_tensors_come_with_the_samples() -> None:
 
 def test_nothing_written_is_nothing_fetched() -> None:
     assert Arena(torch.device("cpu")).fetch([]) == ((), ())
+
+
+def test_a_sample_larger_than_a_chunk_has_a_chunk_of_its_own() -> None:
+    arena = Arena(torch.device("cpu"))
+    for _ in range(2):
+        slots = [arena.write(torch.full((size,), float(size))) for size in (4, 2 * CHUNK, 5)]
+        chunks = arena.fetch([])[0]
+        assert [chunks[slot.chunk][slot.start] for slot in slots] == [4.0, 2.0 * CHUNK, 5.0]
+        assert [slot.chunk for slot in slots] == [0, 1, 0]
+        arena.clear()

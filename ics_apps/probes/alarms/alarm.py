@@ -79,7 +79,7 @@ class Rule(ABC):
     name: ClassVar[str]
     meaning: ClassVar[str]
     remedy: ClassVar[str]
-    together: ClassVar[str] = "; the same holds for {} more"  # said when a rule fires for several keys at once
+    together: ClassVar[str] = "; the same holds for {}"  # said when a rule fires for several keys at once
 
     patience: int = 1
     warmup_samples: int = 0
@@ -89,6 +89,6 @@ class Rule(ABC):
     def judge(self, sample: Sample) -> Verdict:
         """Judge every row of `sample`."""
 
-    def patience_for(self, sample: Sample) -> int:
-        """The patience under the circumstances of `sample`."""
+    def patience_for(self, fp16_scaled: bool) -> int:
+        """The patience in a run whose loss is scaled for float16, or is not."""
         return self.patience

@@ -45,8 +45,8 @@ class RunningStatistics(Rule):
     def judge(self, sample: Sample) -> Verdict:
         """Judge every row: see the class."""
         gap, spread = sample["running_gap"], sample["running_var_gap"]
-        noise = np.nan_to_num(self.noise * sample["batch_noise"], nan=0.0)
-        several = np.where(_runs_often(sample), 2.0, 1.0)
+        noise = np.fmax(self.noise * sample["batch_noise"], 0.0)
+        several = np.where(sample.rows.often, 2.0, 1.0)
         mean_limit = np.maximum(self.threshold * several, noise)
         variance_limit = np.maximum(self.variance * several, math.sqrt(2) * noise)
         shifted = (gap > mean_limit) & (gap > sample.remembered("least_gap"))
@@ -92,17 +92,8 @@ class SmallBatch(Rule):
 
         def say(row: int) -> str:
             return (
-                f"the batch mean of {sample.label(row)} is off by {value[row]:.2g} standard deviations, as if of only "
-                f"{max(value[row], 1e-9) ** -2:.1f} independent values"
+                f"the batch mean of {sample.label(row)} is as noisy as that of only {max(value[row], 1e-9) ** -2:.1f} "
+                f"independent values ({value[row]:.2g} standard deviations)"
             )
 
         return Verdict(value, value > self.threshold, self.threshold, say)
-
-
-def _runs_often(sample: Sample) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which rows are of a layer that has more than one row: several calls or tags."""
-    layers = sample.table["layer"].tolist()
-    seen: dict[str, int] = {}
-    for layer in layers:
-        seen[layer] = seen.get(layer, 0) + 1
-    return np.array([seen[layer] > 1 for layer in layers], bool)

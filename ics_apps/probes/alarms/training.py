@@ -9,8 +9,8 @@ import numpy as np
 
 from ics_apps.probes.alarms.alarm import Rule, Verdict
 from ics_apps.probes.alarms.memory import medians
+from ics_apps.probes.alarms.rows import SHARES
 from ics_apps.probes.alarms.sample import FloatArray, Sample
-from ics_apps.probes.alarms.units import SHARES, of_types
 
 _ENOUGH: Final = 10  # earlier samples without which a history says nothing
 _NULL: Final = 1.8  # Wasserstein-1 of two samples of n values of one normal law is 1.8 sigma / sqrt(n)
@@ -37,9 +37,9 @@ class Nonfinite(Rule):
     patience: int = 1
     threshold: float = 0.0
 
-    def patience_for(self, sample: Sample) -> int:
+    def patience_for(self, fp16_scaled: bool) -> int:
         """At least three while a scaler skips steps."""
-        return max(self.patience, 3) if sample.fp16_scaled else self.patience
+        return max(self.patience, 3) if fp16_scaled else self.patience
 
     def judge(self, sample: Sample) -> Verdict:
         """Judge every row: see the class."""
@@ -49,7 +49,7 @@ class Nonfinite(Rule):
 
         def say(row: int) -> str:
             count = f"{value[row]:.0f} of {sample['count'][row]:.0f} values of {sample.label(row)} are not finite"
-            order = sample["order"]
+            order = np.array(sample.rows.order)
             later = len(np.unique(order[bad & (order > order[row])]))
             follow = f"{count}, and so it goes on in {later} layer{'s' * (later != 1)} after it" if later else count
             why = ", because its weights are not finite: an update broke it, not this forward"
@@ -67,26 +67,32 @@ class DriftSpike(Rule):
     because drift falls over orders of magnitude as training settles. Needs ten earlier samples. Softmax is exempt: it
     begins almost uniform, so that its standard deviation is no measure.
 
+    Other data show in the first layer, which no other layer can hide or cause, a jump of all weights in many layers. A
+    few later layers that move alone are no alarm: so do new features, and the logits of a GAN's discriminator (ours).
+
     Attributes:
         threshold: median absolute deviations (of the logarithm) above the median.
         floor: drift below which nothing is a spike, in standard deviations.
         times: factor above the median.
+        share: of the layers that must spike at once if the first does not; a third of them are convolutions where each
+            has a norm and an activation behind, which hide a jump of the weights.
     """
 
     name: ClassVar = "drift_spike"
-    meaning: ClassVar = "a layer's outputs moved far more between two samples than in the 32 samples before"
-    together: ClassVar = "; {} more moved at once, so it is the data or the learning rate"
+    meaning: ClassVar = "the first layer's outputs, or a quarter of all, moved far more than in the 32 samples before"
+    together: ClassVar = "; {} moved at once, so it is the data or the learning rate"
     remedy: ClassVar = "Look at the learning rate and the data of this step; if the loss jumped too, lower the rate."
 
     warmup_samples: int = _ENOUGH
     threshold: float = 6.0
     floor: float = 0.5
     times: float = 5.0
+    share: float = 0.25
 
     def judge(self, sample: Sample) -> Verdict:
         """Judge every row: see the class."""
         drift = sample["drift_w1"]
-        value = np.where(np.isfinite(drift) & ~of_types(sample, SHARES), drift, np.nan)
+        value = np.where(np.isfinite(drift) & ~sample.rows.of_types(SHARES), drift, np.nan)
         floor = np.maximum(self.floor, self.times * _NULL / np.sqrt(np.maximum(sample["count"], 1)))
         limit, old = floor, sample.remembered("age") >= self.warmup_samples
         candidates = np.flatnonzero((value > floor) & old)
@@ -94,11 +100,13 @@ class DriftSpike(Rule):
             limit = floor.copy()
             limit[candidates] = self._limits(sample.remembered("drifts")[candidates], floor[candidates])
         bad = (value > limit) & old
+        if bad.any() and bad.sum() < self.share * (~np.isnan(value)).sum():
+            bad &= sample.rows.inputs
 
         def say(row: int) -> str:
             return (
-                f"the drift of {sample.label(row)} is {value[row]:.3g} standard deviations, where {limit[row]:.2g} is "
-                "the most to be expected"
+                f"the outputs of {sample.label(row)} moved by {value[row]:.3g} standard deviations since the sample "
+                f"before, where {limit[row]:.2g} is the most to be expected"
             )
 
         return Verdict(value, bad, limit, say)
@@ -139,7 +147,7 @@ class UpdateRatio(Rule):
     def judge(self, sample: Sample) -> Verdict:
         """Judge every row: see the class."""
         ratio = sample["update_ratio"]
-        applies = sample.is_kind("conv", "linear") & np.isfinite(ratio) & (ratio > 0)
+        applies = sample.rows.is_kind("conv", "linear") & np.isfinite(ratio) & (ratio > 0)
         value = np.where(applies, ratio, np.nan)
         low = value < self.low
         if low.any():

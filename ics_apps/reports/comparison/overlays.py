@@ -71,7 +71,7 @@ def run_lines(
         labels: Labels of the runs.
         name: Prefix of ids, unique on the page.
         caption: What is drawn.
-        log: True for a logarithmic value axis, where all values that are drawn are above 0.
+        log: True for a logarithmic value axis; values that are not above 0 are not drawn.
 
     Returns:
         The drawing, half a page wide; a run has the same colour in each.
@@ -105,7 +105,7 @@ def run_lines(
                 markersize=2.8 if len(steps) < 30 else 0,
                 label="\u200b" + label,  # matplotlib drops labels that begin with an underscore
             )
-        if log and axes.get_ylim()[0] > 0:
+        if log and any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
             log_axis(axes)
         else:
             axes.yaxis.set_major_formatter(lambda value, _: tick(value))

@@ -107,10 +107,10 @@ def _layers(runs: Sequence[RunFiles], labels: Sequence[str]) -> tuple[tuple[Sect
     }
     captions = {
         DRIFT.column: f"Median over {which} of the drift between two samples (Wasserstein-1 / std, log axis).",
-        REFERENCE.column: f"Median over {which} of the distance from the first sample (Wasserstein-1 / std).",
+        REFERENCE.column: f"Median over {which} of the distance from the first sample (Wasserstein-1 / std, log axis).",
     }
     lines = [
-        run_lines(series, labels, f"median-{column}", captions[column], log=column == DRIFT.column)
+        run_lines(series, labels, f"median-{column}", captions[column], log=True)
         for column, series in medians.items()
         if any(one is not None for one in series)
     ]

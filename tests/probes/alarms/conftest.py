@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 
 from ics_apps.probes.alarms import Alarm, Watch, make_rules
-from ics_apps.probes.alarms.memory import Memory
-from ics_apps.probes.alarms.sample import Sample
 from ics_apps.probes.columns import COLUMNS, HISTOGRAM, Table
 
 Build = Callable[..., Table]
@@ -70,16 +68,3 @@ def alarms_of() -> Callable[..., list[Alarm]]:
         return [alarm for index, table in enumerate(tables) for alarm in watch.check(table, index * every, 0)]
 
     return judge
-
-
-@pytest.fixture(scope="session")
-def sample_of() -> Callable[[Table], Sample]:
-    """A table as the rules see it at step 0."""
-
-    def view(table: Table) -> Sample:
-        memory = Memory()
-        slots = memory.find([(layer, "", int(call)) for layer, call in zip(table["layer"], table["call"], strict=True)])
-        memory.meet(slots, table, 0)
-        return Sample(table, 0, memory, slots)
-
-    return view

@@ -11,9 +11,14 @@ NET = [f"{kind}:{index}.{kind}" for index in range(5) for kind in ("conv", "norm
 
 
 def test_an_output_far_above_the_start_explodes(table, alarms_of):
-    rms = [[1.0, 1.0], [1.0, 150.0], [1.0, 150.0]]
-    (alarm,) = alarms_of("exploding_activation", [table(["conv:a", "conv:b"], rms=row) for row in rms])
-    assert (alarm.layer, alarm.value, alarm.threshold) == ("b", 150.0, 100.0)
+    rms = [[1.0, 1.0, 1.0], [1.0, 1500.0, 1.0], [1.0, 1500.0, 1.0]]
+    (alarm,) = alarms_of("exploding_activation", [table(["conv:a", "conv:b", "conv:c"], rms=row) for row in rms])
+    assert (alarm.layer, alarm.value, alarm.threshold) == ("b", 1500.0, 1000.0)
+
+
+def test_the_output_of_a_net_may_be_as_large_as_its_targets(table, alarms_of):
+    tables = [table(NET, rms=[1.0] * (len(NET) - 1) + [rms]) for rms in (1.0, 1e3, 1e6, 1e6)]
+    assert not alarms_of("exploding_activation", tables)
 
 
 def test_a_branch_that_begins_at_zero_may_grow(table, alarms_of):

@@ -61,7 +61,15 @@ def test_spikes_of_many_layers_are_one_alarm_about_the_step(table, alarms_of):
     layers = ["conv:a", "conv:b", "conv:c"]
     (alarm,) = alarms_of("drift_spike", [table(layers, drift_w1=value) for value in [*STEADY, 2.0]])
     assert alarm.layer == "a"
-    assert alarm.sentence.endswith("2 more moved at once, so it is the data or the learning rate.")
+    assert alarm.sentence.endswith("2 more layers moved at once, so it is the data or the learning rate.")
+
+
+@pytest.mark.parametrize(("moved", "layer"), [([0], "0"), ([5], None), ([5, 6], "5")])
+def test_only_the_first_layer_or_a_quarter_of_all_can_spike(table, alarms_of, moved, layer):
+    layers = [f"conv:{index}" for index in range(8)]
+    spike = [2.0 if index in moved else 0.1 for index in range(8)]
+    found = alarms_of("drift_spike", [table(layers, drift_w1=value) for value in [*STEADY, spike]])
+    assert [alarm.layer for alarm in found] == ([] if layer is None else [layer])
 
 
 def test_drift_that_falls_as_training_settles_is_no_alarm(table, alarms_of):

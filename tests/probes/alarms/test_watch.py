@@ -52,7 +52,7 @@ def test_layers_that_fail_together_are_one_alarm(table):
     watch.check(rows, 0, 3)
     (alarm,) = watch.check(rows, 1, 3)
     assert (alarm.layer, alarm.epoch) == ("a", 3)
-    assert alarm.sentence.endswith("; the same holds for 1 more.")
+    assert alarm.sentence.endswith("; the same holds for 1 more layer.")
 
 
 def test_a_healthy_table_raises_nothing_by_any_rule(table, alarms_of):
