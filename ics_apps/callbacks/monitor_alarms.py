@@ -5,7 +5,6 @@ The rules are in `ics_apps.probes.alarms`.
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,8 +37,7 @@ class MonitorAlarms:
 
     def __init__(self, choice: AlarmChoice | None, on_alarm: OnAlarm) -> None:
         if on_alarm not in ON_ALARM:
-            near = difflib.get_close_matches(str(on_alarm), ON_ALARM, n=1, cutoff=0.0)[0]
-            raise ValueError(f"on_alarm is '{on_alarm}'; give warn, log or stop; did you mean '{near}'?")
+            raise ValueError(f"on_alarm is {on_alarm!r}; allowed are {', '.join(ON_ALARM)}.")
         self.on_alarm = on_alarm
         self._rules = make_rules(choice)
         self._watch = Watch(self._rules)

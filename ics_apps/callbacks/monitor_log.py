@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 
 from lightning.pytorch.loggers import Logger
 
+from ics_apps.nearest import did_you_mean
 from ics_apps.probes.columns import STATISTICS, Table, label
 
 
@@ -26,8 +26,8 @@ class MonitorLog:
     def __init__(self, statistics: Sequence[str], *, everything: bool) -> None:
         for statistic in statistics:
             if statistic not in STATISTICS:
-                near = difflib.get_close_matches(statistic, STATISTICS, n=1, cutoff=0.0)[0]
-                raise ValueError(f"log_scalars: '{statistic}' is no statistic of the monitor; did you mean '{near}'?")
+                hint = did_you_mean(statistic, STATISTICS)
+                raise ValueError(f"log_scalars: '{statistic}' is no statistic of the monitor{hint}")
         self._statistics = tuple(statistics)
         self._everything = everything
         self._failed: set[str] = set()

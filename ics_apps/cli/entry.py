@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from ics_apps import __version__
-from ics_apps.cli.nearest import did_you_mean
+from ics_apps.nearest import did_you_mean
 
 EXIT_USAGE: Final = 2
 

@@ -17,7 +17,7 @@ from typing import Any, Final, NoReturn
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
-from ics_apps.cli.nearest import did_you_mean
+from ics_apps.nearest import did_you_mean
 
 ALLOWED_IMPORTS: Final = (
     "ics_apps", "lightning", "torch.optim", "torch.nn", "torchmetrics", "timm", "transformers"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import ics_apps
-from ics_apps.cli.nearest import did_you_mean
+from ics_apps.nearest import did_you_mean
 
 BASE: Final = "base.yaml"
 _PACKAGE: Final = Path(ics_apps.__file__).parent

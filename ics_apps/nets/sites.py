@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ics_apps.nearest import did_you_mean
 from ics_apps.norms import NormError, NormSpec, make_norm
 from ics_apps.norms.layers.weight import attach_weight_norm
-from ics_apps.norms.options import nearest
 from ics_apps.norms.registry import NormEntry, parse_norm
 
 
@@ -78,6 +78,6 @@ def norms_by_site(default: NormSpec, given: Mapping[str, NormSpec], sites: Seque
     """
     for site in given:
         if site not in sites:
-            hint = nearest(site, sites)
+            hint = did_you_mean(site, sites)
             raise NormError(f"unknown site {site!r} in site_norms{hint} Sites: {', '.join(sites)}")
     return {site: given.get(site, default) for site in sites}

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ics_apps.nearest import did_you_mean
 from ics_apps.norms.engine.axes import channel_axis
-from ics_apps.norms.registry import Dim, NormError, NormSpec, make_norm, nearest
+from ics_apps.norms.registry import Dim, NormError, NormSpec, make_norm
 
 
 class NormalizedConcat(nn.Module):
@@ -77,7 +78,7 @@ def _specs_by_stream(streams: tuple[str, ...], norms: Mapping[str, NormSpec] | N
         return {stream: dict(norms) for stream in streams}
     for stream in norms:
         if stream not in streams:
-            hint = nearest(stream, streams)
+            hint = did_you_mean(stream, streams)
             raise NormError(f"a norm is given for the unknown stream {stream!r}{hint} Streams: {', '.join(streams)}")
     for stream in streams:
         if stream not in norms:

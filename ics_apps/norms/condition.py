@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ics_apps.norms.options import NormError, nearest
+from ics_apps.nearest import did_you_mean
+from ics_apps.norms.options import NormError
 
 CONDITIONS = ("domain", "label", "style", "reference")
 """domain: int64 (B,), the domain of each sample. label: int64 (B,) classes or float (B, E) vectors. style: a feature
@@ -42,7 +43,9 @@ def norm_context(**conditions: Any) -> Iterator[None]:
     """
     for kind in conditions:
         if kind not in CONDITIONS:
-            raise NormError(f"unknown condition {kind!r}{nearest(kind, CONDITIONS)} Known: {', '.join(CONDITIONS)}")
+            raise NormError(
+                f"unknown condition {kind!r}{did_you_mean(kind, CONDITIONS)} Known: {', '.join(CONDITIONS)}"
+            )
     before = dict(_current)
     _current.update(conditions)
     try:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from ics_apps.nearest import did_you_mean
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
@@ -43,22 +44,13 @@ def check_options(name: str, builder: Callable[..., Any], given: Mapping[str, An
     for key, value in given.items():
         if key not in annotations:
             allowed = ", ".join(sorted(annotations)) or "none"
-            raise NormError(f"norm {name!r} has no option {key!r}{nearest(key, annotations)} Its options: {allowed}")
+            raise NormError(
+                f"norm {name!r} has no option {key!r}{did_you_mean(key, annotations)} Its options: {allowed}"
+            )
         annotation = annotations[key]
         wanted = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
         if not _has_type(value, wanted):
             raise NormError(f"option {key!r} of norm {name!r} must be {wanted}, got {value!r} ({type(value).__name__})")
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """End of the clause of an error that names something unknown: the nearest known name, if one is near.
-
-    Example:
-        >>> nearest("gruop", ["group", "batch"]), nearest("zzz", ["group", "batch"])
-        ("; did you mean 'group'?", '.')
-    """
-    close = get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def origin(builder: Callable[..., Any]) -> str:

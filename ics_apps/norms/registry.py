@@ -14,9 +14,9 @@ from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from ics_apps.nearest import did_you_mean
 from ics_apps.norms.options import NormError as NormError
 from ics_apps.norms.options import check_options, option_parameters, origin
-from ics_apps.norms.options import nearest as nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -250,7 +250,7 @@ def list_norms(pattern: str = "*", family: str | None = None) -> list[str]:
     _load_plugins()
     families = sorted({entry.family for entry in _ENTRIES.values()})
     if family is not None and family not in families:
-        raise NormError(f"unknown family {family!r}{nearest(family, families)} Families: {', '.join(families)}")
+        raise NormError(f"unknown family {family!r}{did_you_mean(family, families)} Families: {', '.join(families)}")
     return sorted(
         name
         for name, entry in _ENTRIES.items()
@@ -273,7 +273,7 @@ def norm_entry(name: str) -> NormEntry:
     if name not in _ENTRIES:
         _load_plugins()
     if name not in _ENTRIES:
-        raise NormError(f"unknown norm {name!r}{nearest(name, _ENTRIES)} `ics-apps norms list` shows all")
+        raise NormError(f"unknown norm {name!r}{did_you_mean(name, _ENTRIES)} `ics-apps norms list` shows all")
     return _ENTRIES[name]
 
 

@@ -143,7 +143,8 @@ def _beyond(rows: NDArray[np.float32], bounds: Float64) -> NDArray[np.int64]:
     if np.isinf(bounds).all():
         return np.zeros(len(rows), np.int64)
     low, high = np.split(bounds.astype(np.float32), 2, axis=1)
-    return ((rows <= low) | (rows >= high)).sum(axis=1)
+    beyond: NDArray[np.int64] = ((rows <= low) | (rows >= high)).sum(axis=1)
+    return beyond
 
 
 def _quantiles(exact: Float64, kept: NDArray[np.int64]) -> Float64:

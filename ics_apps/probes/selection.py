@@ -5,7 +5,6 @@ The hooks on them are in `taps`.
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Final, Literal
 import torch
 from torch import nn
 
+from ics_apps.nearest import did_you_mean
 from ics_apps.norms import NormalizedConcat
 
 Kind = Literal["norm", "conv", "recurrent", "linear", "activation", "stream"]
@@ -264,8 +264,7 @@ def _no_match(choice: LayerChoice, found: Sequence[_Found], scripted: Sequence[s
     if not isinstance(choice, str):
         return f"layers: {choice!r} matches no layer of the model; give a class or test that matches at least one."
     known = [*KINDS, *(type(entry.module).__name__ for entry in found), *(n for entry in found for n in entry.names)]
-    near = difflib.get_close_matches(choice, known, n=1, cutoff=0.4)
-    hint = f"; did you mean '{near[0]}'?" if near else "."
+    hint = did_you_mean(choice, known)
     return f"layers: '{choice}' matches no layer of the model (a kind, a class name, a name or a pattern){hint}"
 
 

@@ -5,12 +5,12 @@ Every part may be missing, cut off or damaged: what can be read is kept, and wha
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from ics_apps.nearest import nearest_name
 from ics_apps.reports.alarm_files import Alarm, read_alarms
 from ics_apps.reports.metric_files import Series, read_curves, read_text
 from ics_apps.reports.monitor_files import read_monitor
@@ -104,8 +104,8 @@ def _check_run_directory(run_dir: Path) -> None:
     holds = f"a run directory holds at least one of {', '.join(_MARKS)}"
     if not run_dir.is_dir():
         names = [entry.name for entry in run_dir.parent.iterdir()] if run_dir.parent.is_dir() else []
-        near = difflib.get_close_matches(run_dir.name, names, n=1)
-        hint = f"; did you mean {run_dir.parent / near[0]}?" if near else ""
+        near = nearest_name(run_dir.name, names)
+        hint = f"; did you mean {run_dir.parent / near}?" if near else ""
         state = "is a file" if run_dir.exists() else "does not exist"
         raise ReportError(f"{run_dir} {state}, but a report is made of a run directory ({holds}){hint}")
     if _is_run(run_dir):

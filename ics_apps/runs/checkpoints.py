@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
@@ -18,6 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from ics_apps.nearest import did_you_mean
 from ics_apps.runs.atomic import PART_SUFFIX, write_atomically
 from ics_apps.runs.layout import BEST_CHECKPOINT, CHECKPOINTS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 
@@ -146,10 +146,9 @@ class RunCheckpoint(Checkpoint):
     def _monitored(self, trainer: Trainer) -> float:
         metrics = trainer.callback_metrics
         if self.monitor not in metrics:
-            near = get_close_matches(str(self.monitor), metrics, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
+            near = did_you_mean(str(self.monitor), metrics)
             raise CheckpointError(
-                f"checkpoint.monitor is {self.monitor!r}, but validation logged {sorted(metrics)}{hint}"
+                f"checkpoint.monitor is {self.monitor!r}, but validation logged {sorted(metrics)}{near}"
             )
         return float(metrics[str(self.monitor)])
 

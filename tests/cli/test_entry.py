@@ -36,7 +36,7 @@ def test_lookups_answer_without_importing_anything_heavy(arguments: list[str]) -
 
 def test_a_misspelt_verb_is_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipies"]) == 2
-    assert capsys.readouterr().err == "ics-apps: there is no verb 'recipies'; did you mean recipes?\n"
+    assert capsys.readouterr().err == "ics-apps: there is no verb 'recipies'; did you mean 'recipes'?\n"
 
 
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,7 @@ def test_a_path_stands_for_itself_and_the_base_beside_it(tmp_path: Path) -> None
     ("given", "nearest"), [("segmentation/bse", "segmentation/base"), ("isbi2012", "segmentation/isbi2012")]
 )
 def test_a_misspelt_recipe_is_told_with_the_nearest(given: str, nearest: str) -> None:
-    with pytest.raises(RecipeError, match=f"there is no recipe or file '{given}'; did you mean {nearest}"):
+    with pytest.raises(RecipeError, match=f"there is no recipe or file '{given}'; did you mean '{nearest}'"):
         recipe_files(given)
 
 

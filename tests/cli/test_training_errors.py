@@ -19,13 +19,13 @@ def _in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["--trainer.max_epoch", "3"], "there is no key trainer.max_epoch; did you mean trainer.max_epochs?"),
-        (["--model.nrom", "group"], "there is no key nrom; did you mean norm?"),
-        (["--model.net.widht", "12"], "there is no key widht; did you mean width?"),
+        (["--trainer.max_epoch", "3"], "there is no key trainer.max_epoch; did you mean 'trainer.max_epochs'?"),
+        (["--model.nrom", "group"], "there is no key nrom; did you mean 'norm'?"),
+        (["--model.net.widht", "12"], "there is no key widht; did you mean 'width'?"),
         (["--model.norm", "grup"], "unknown norm 'grup'; did you mean 'group'?"),
-        (["--model.net.normalize_streams", "bth"], "allowed are none, skip, up, both; did you mean both?"),
+        (["--model.net.normalize_streams", "bth"], "allowed are none, skip, up, both; did you mean 'both'?"),
         (["--trainer.max_epochs", "abc"], "trainer.max_epochs is 'abc'; allowed is int."),
-        (["--model", "ics_apps.tasks.segmentation.SegmentatonTask"], "did you mean SegmentationTask?"),
+        (["--model", "ics_apps.tasks.segmentation.SegmentatonTask"], "did you mean 'SegmentationTask'?"),
         (["--trainer.callbacks+", "os.system"], "a recipe may not name os.system"),
         (["--checkpoint.monitor", "val/dise"], "did you mean 'val/dice'?"),
         (["--data.size", "0"], "patch_size is 0; allowed are 1 and above."),
@@ -45,7 +45,7 @@ def test_one_line_and_exit_code_2(overrides: list[str], line: str, capsys: pytes
 def test_a_wrong_key_in_a_file_is_told_the_same_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "own.yaml").write_text("trainer:\n  max_epoch: 3\n")
     assert main(["fit", TINY, "own.yaml", "--out", "run"]) == 2
-    assert "there is no key trainer.max_epoch; did you mean trainer.max_epochs?" in capsys.readouterr().err
+    assert "there is no key trainer.max_epoch; did you mean 'trainer.max_epochs'?" in capsys.readouterr().err
 
 
 def test_bad_data_leaves_no_run_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

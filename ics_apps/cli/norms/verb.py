@@ -14,8 +14,8 @@ from ics_apps.cli.norms.cost import Cost, measure_cost
 from ics_apps.cli.norms.page import cost_lines, page_lines
 from ics_apps.cli.norms.remembered import recall, remember
 from ics_apps.cli.norms.table import table_lines
+from ics_apps.nearest import did_you_mean
 from ics_apps.norms import NormEntry, NormError, list_norms, norm_entry
-from ics_apps.norms.options import nearest
 
 PIPED_WIDTH: Final = 120
 
@@ -52,7 +52,7 @@ def _selected(pattern: str, family: str | None) -> list[NormEntry]:
     names = list_norms(pattern, family)
     if not names:
         among = "" if family is None else f" in the family {family!r}"
-        hint = nearest(pattern, list_norms(family=family))
+        hint = did_you_mean(pattern, list_norms(family=family))
         raise NormError(f"no norm{among} matches {pattern!r}{hint} `ics-apps norms list` shows all")
     return [norm_entry(name) for name in names]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ics_apps.norms.options import NormError, nearest
+from ics_apps.nearest import did_you_mean
+from ics_apps.norms.options import NormError
 from ics_apps.norms.ranges import check_eps, check_momentum, check_not_negative
 from ics_apps.norms.registry import Dim, register_norm
 
@@ -196,7 +197,7 @@ def batch_noisy(
 
 def _check_small_batch(small_batch: str, min_count: int, track_running_stats: bool) -> None:
     if small_batch not in _SMALL_BATCH:
-        hint = nearest(small_batch, _SMALL_BATCH)
+        hint = did_you_mean(small_batch, _SMALL_BATCH)
         raise NormError(f"small_batch is 'refuse' or 'running', got {small_batch!r}{hint}")
     if min_count < 2:
         raise NormError(f"min_count must be at least 2, as one value has no variance; got {min_count}")

@@ -9,8 +9,9 @@ from typing import TypeAlias
 
 from torch import nn
 
+from ics_apps.nearest import did_you_mean
 from ics_apps.norms.convert.describe import OldNorm, describe
-from ics_apps.norms.options import NormError, nearest
+from ics_apps.norms.options import NormError
 
 Where: TypeAlias = type[nn.Module] | str | Callable[[str, nn.Module], bool] | Iterable["type[nn.Module] | str"] | None
 """Which norms: a class, a shell pattern over qualified names, several of both, or a function of name and module."""
@@ -67,7 +68,7 @@ def chosen(norms: list[FoundNorm], where: Where) -> list[FoundNorm]:
     if wanted or not norms:
         return wanted
     first = where if isinstance(where, str) else None
-    hint = nearest(first, [name for norm in norms for name in norm.names]) if first else "."
+    hint = did_you_mean(first, [name for norm in norms for name in norm.names]) if first else "."
     classes = ", ".join(sorted({type(norm.module).__name__ for norm in norms}))
     raise NormError(
         f"where={where!r} names none of the model's {len(norms)} norms{hint} They are called {norms[0].name!r} to "

@@ -92,3 +92,14 @@ class Rule(ABC):
     def patience_for(self, fp16_scaled: bool) -> int:
         """The patience in a run whose loss is scaled for float16, or is not."""
         return self.patience
+
+
+def figure(value: float) -> str:
+    """A number with three digits, and without an exponent where it can be read without one.
+
+    Example:
+        >>> figure(3291.4), figure(278123.0), figure(0.0456), figure(4.6e-06)
+        ('3,290', '278,000', '0.0456', '4.6e-06')
+    """
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if 1e3 <= abs(rounded) < 1e7 else f"{value:.3g}"

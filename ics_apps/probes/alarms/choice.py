@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Final
 
-from ics_apps.norms.options import nearest
+from ics_apps.nearest import did_you_mean
 from ics_apps.probes.alarms.alarm import Rule
 from ics_apps.probes.alarms.scale import (
     ExplodingActivation,
@@ -69,7 +69,9 @@ def make_rules(choice: RuleChoice = None) -> tuple[Rule, ...]:
     for name in names:
         if name not in _RULES:
             known = ", ".join(RULE_NAMES)
-            raise ValueError(f"alarms: there is no rule {name!r}{nearest(str(name), RULE_NAMES)} Rules are: {known}.")
+            raise ValueError(
+                f"alarms: there is no rule {name!r}{did_you_mean(str(name), RULE_NAMES)} Rules are: {known}."
+            )
     return tuple(_with_options(rule(), options.get(name) or {}) for name, rule in _RULES.items() if name in names)
 
 
@@ -80,7 +82,7 @@ def _with_options(rule: Rule, options: Any) -> Rule:
     for name, value in options.items():
         if name not in known:
             raise ValueError(
-                f"alarms: rule {rule.name!r} has no option {name!r}{nearest(str(name), known)} It takes: "
+                f"alarms: rule {rule.name!r} has no option {name!r}{did_you_mean(str(name), known)} It takes: "
                 f"{', '.join(known)}."
             )
         _check(rule.name, name, value)

@@ -7,7 +7,7 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from ics_apps.probes.alarms.alarm import Rule, Verdict
+from ics_apps.probes.alarms.alarm import Rule, Verdict, figure
 from ics_apps.probes.alarms.memory import EARLY, medians
 from ics_apps.probes.alarms.sample import FloatArray, Sample
 
@@ -62,13 +62,11 @@ class ExplodingActivation(Rule):
 
         def say(row: int) -> str:
             if deep[row]:
-                return f"outputs grow {value[row]:.3g} times from {sample.label(row)} to the last layers"
+                return f"outputs grow {figure(value[row])} times from {sample.label(row)} to the last layers"
             if near_end[row]:
-                return f"{sample.label(row)} reaches {peak[row]:.3g} in float16, which ends at 65504"
-            return (
-                f"the RMS of {sample.label(row)} is {rms[row]:.3g}, {value[row]:.3g} times that of any layer in the "
-                "first sample"
-            )
+                return f"{sample.label(row)} reaches {figure(peak[row])} in float16, which ends at 65504"
+            times = f"{figure(value[row])} times that of any layer in the first sample"
+            return f"the RMS of {sample.label(row)} is {figure(rms[row])}, which is {times}"
 
         return Verdict(value, bad | near_end | deep, limit, say)
 
@@ -110,7 +108,7 @@ class VanishingActivation(Rule):
                 return f"outputs shrink to {value[row]:.2g} of their size from {sample.label(row)} to the last layers"
             if rms[row] == 0:
                 return f"all values of {sample.label(row)} are 0"
-            return f"the RMS of {sample.label(row)} is {rms[row]:.2g}, {value[row]:.2g} times that of its first sample"
+            return f"the RMS of {sample.label(row)} is {rms[row]:.2g}, {value[row]:.2g} of that in its first sample"
 
         return Verdict(value, bad | deep, limit, say)
 
@@ -155,11 +153,9 @@ class ExplodingGradient(Rule):
 
         def say(row: int) -> str:
             if deep[row]:
-                return f"the gradient grows {value[row]:.3g} times from the last layers back to {sample.label(row)}"
-            return (
-                f"the norm of the gradient at {sample.label(row)} is {norm[row]:.3g}, {value[row]:.3g} times its "
-                "median over the samples before"
-            )
+                return f"the gradient grows {figure(value[row])} times from the last layers back to {sample.label(row)}"
+            times = f"{figure(value[row])} times its median over the samples before"
+            return f"the norm of the gradient at {sample.label(row)} is {figure(norm[row])}, which is {times}"
 
         return Verdict(value, bad | deep, limit, say)
 
@@ -240,7 +236,7 @@ class StreamMismatch(Rule):
         def say(row: int) -> str:
             quiet, loud = streams[row][0], streams[row][-1]
             return (
-                f"the RMS of {sample.label(loud)} is {rms[loud]:.3g}, {value[row]:.3g} times that of "
+                f"the RMS of {sample.label(loud)} is {figure(rms[loud])}, {figure(value[row])} times that of "
                 f"{sample.label(quiet)}, which it is concatenated with"
             )
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ics_apps.probes.alarms.alarm import Rule, Verdict
+from ics_apps.probes.alarms.alarm import Rule, Verdict, figure
 from ics_apps.probes.alarms.sample import Sample
 
 
@@ -57,7 +57,7 @@ class RunningStatistics(Rule):
             if scaled[row]:
                 return (
                     f"the running variance of {sample.label(row)} is off by a factor of "
-                    f"{math.exp(min(spread[row], 80)):.3g} against the batch"
+                    f"{figure(math.exp(min(spread[row], 80)))} against the batch"
                 )
             return (
                 f"the running mean of {sample.label(row)} is {gap[row]:.2g} standard deviations away from the mean of "

@@ -7,7 +7,7 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from ics_apps.probes.alarms.alarm import Rule, Verdict
+from ics_apps.probes.alarms.alarm import Rule, Verdict, figure
 from ics_apps.probes.alarms.memory import medians
 from ics_apps.probes.alarms.rows import SHARES
 from ics_apps.probes.alarms.sample import FloatArray, Sample
@@ -48,12 +48,15 @@ class Nonfinite(Rule):
         broken = sample.remembered("had_weight") & ~np.isfinite(sample["weight_norm"])
 
         def say(row: int) -> str:
-            count = f"{value[row]:.0f} of {sample['count'][row]:.0f} values of {sample.label(row)} are not finite"
             order = np.array(sample.rows.order)
             later = len(np.unique(order[bad & (order > order[row])]))
-            follow = f"{count}, and so it goes on in {later} layer{'s' * (later != 1)} after it" if later else count
-            why = ", because its weights are not finite: an update broke it, not this forward"
-            return follow + why if broken[row] else follow
+            return "".join(
+                (
+                    f"{value[row]:.0f} of {sample['count'][row]:.0f} values of {sample.label(row)} are NaN or infinite",
+                    f", and so it goes on in {later} layer{'s' * (later > 1)} after it" if later else "",
+                    "; its weights are not finite: an update broke it, not this forward" if broken[row] else "",
+                )
+            )
 
         return Verdict(value, bad, self.threshold, say)
 
@@ -105,8 +108,8 @@ class DriftSpike(Rule):
 
         def say(row: int) -> str:
             return (
-                f"the outputs of {sample.label(row)} moved by {value[row]:.3g} standard deviations since the sample "
-                f"before, where {limit[row]:.2g} is the most to be expected"
+                f"the outputs of {sample.label(row)} moved by {figure(value[row])} standard deviations since the "
+                f"sample before, where {limit[row]:.2g} is the most to be expected"
             )
 
         return Verdict(value, bad, limit, say)
@@ -156,7 +159,7 @@ class UpdateRatio(Rule):
         bad = low | (value > self.high)
 
         def say(row: int) -> str:
-            least = ", while the median layer is changed far more" if low[row] else ""
+            least = ", while others are changed far more" if low[row] else ""
             return f"a step changes the weights of {sample.label(row)} by {value[row]:.2g} of their norm{least}"
 
         return Verdict(value, bad, np.where(low, self.low, self.high), say)

@@ -77,7 +77,7 @@ class Saturated(Rule):
         limit = np.where(rows.of_types(_TWO_SIDED), self.threshold, self.one_sided)
 
         def say(row: int) -> str:
-            return f"{share[row]:.0%} of the values of {sample.label(row)} lie where it is almost flat"
+            return f"{100 * share[row]:.0f} % of the values of {sample.label(row)} lie where it is almost flat"
 
         return Verdict(share, share > limit, limit, say)
 

@@ -5,13 +5,14 @@ The geometric part is applied in `patches`, where image and mask share one grid.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ics_apps.nearest import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,9 @@ def make_augmentation(spec: str | Mapping[str, Any]) -> Augmentation:
     options = dict(spec)
     for name in options:
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f" did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"augment has no option {name!r};{hint} Allowed are {', '.join(names)}.")
+            raise ValueError(
+                f"augment has no option {name!r}{did_you_mean(name, names)} Allowed are {', '.join(names)}."
+            )
     if "scale" in options:
         options["scale"] = _pair(options["scale"])
     return replace(Augmentation(), **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ics_apps.nearest import nearest_name
 from ics_apps.tasks.segmentation.data.volume import Volume
 
 MAX_LISTED: Final = 20
@@ -77,8 +77,7 @@ def nearest(name: str, names: Sequence[str]) -> str | None:
     folded = [other for other in names if other.lower() == name.lower()]
     if folded:
         return folded[0]
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return close[0] if close else None
+    return nearest_name(name, names, likeness=0.6)
 
 
 def some(names: Sequence[str], most: int = 6) -> str:

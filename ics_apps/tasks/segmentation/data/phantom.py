@@ -17,7 +17,6 @@ Reference: ours. The multiplicative bias field is the usual model of MRI (Sled e
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,6 +25,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
+from ics_apps.nearest import did_you_mean
 from ics_apps.tasks.segmentation.data.cases import NORMALIZE, Case, Cases, Normalize, moments
 from ics_apps.tasks.segmentation.data.loaders import SegmentationData, at_least
 
@@ -227,9 +227,7 @@ def _ellipsoid(
 def _known_styles(names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in STYLES:
-            close = difflib.get_close_matches(name, STYLES, n=1)
-            hint = f" did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"no scanner style {name!r};{hint} Allowed are {', '.join(STYLES)}.")
+            raise ValueError(f"no scanner style {name!r}{did_you_mean(name, STYLES)} Allowed are {', '.join(STYLES)}.")
     if not names:
         raise ValueError(f"styles is empty; allowed are {', '.join(STYLES)}.")
     return list(names)
