@@ -59,8 +59,9 @@ class ActivationMonitor(Callback):
     GAN's discriminator) are calls 0, 1, ..., and can be told apart by name: `with monitor.tag("fake"): ...`. The time
     steps of a recurrent cell are pooled. Recomputation under activation checkpointing, validation and the sanity check
     are not read. Training is not changed: weights, gradients, buffers, modes and random numbers are the same to the bit
-    with and without it. In a process group each rank reads its share of the sample, the shares are joined with one
-    collective operation a sample, and the table is that of the joint batch.
+    with and without it (code compiled by inductor rounds sampled steps differently, by about 1e-7). In a process group
+    each rank reads its share of the sample, the shares are joined with one collective operation a sample, and the table
+    is that of the joint batch.
 
     The columns are described in `ics_apps.probes.columns`.
 
