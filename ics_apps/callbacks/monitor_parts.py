@@ -264,9 +264,9 @@ def _renewed(table: pa.Table) -> pa.Table:
 def _read(path: Path) -> pa.Table:
     import pyarrow.parquet as pq
 
-    # A file object, not a path: for a path pyarrow also looks for partitions in the folders' names.
+    # `read_table` would look for partitions in the folders' names, and import all of pyarrow's datasets.
     with path.open("rb") as file:
-        return pq.read_table(file)
+        return pq.ParquetFile(file).read()
 
 
 def _replace(path: Path, table: pa.Table, slot: int) -> _Part:

@@ -39,12 +39,15 @@ def test_half_precision_at_sigma_300_neither_overflows_nor_loses_digits(dtype: t
     assert figures["std"] == pytest.approx(float(exact.std(correction=0)), rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("ratio", [1.0, 1e2, 1e4])
-def test_a_mean_far_above_the_spread_costs_no_digits(ratio: float) -> None:
-    x = ratio + torch.randn(4096, generator=torch.Generator().manual_seed(1))
+def test_a_mean_far_above_the_spread_costs_no_digits(ratio: float, dtype: torch.dtype) -> None:
+    # Of the values as they are stored: beyond 250 sigma bfloat16 cannot hold the spread itself.
+    x = (ratio + torch.randn(4096, generator=torch.Generator().manual_seed(1))).to(dtype)
     figures, exact = summarise(x, 4096), x.double()
     assert figures["mean"] == pytest.approx(float(exact.mean()), rel=1e-6)
     assert figures["std"] == pytest.approx(float(exact.std(correction=0)), rel=1e-6)
+    assert figures["rms"] == pytest.approx(float(exact.square().mean().sqrt()), rel=1e-6)
 
 
 def test_values_near_the_end_of_float32_do_not_overflow() -> None:

@@ -15,7 +15,7 @@ def test_the_first_layer_that_is_not_finite_is_named(table, alarms_of):
     (alarm,) = alarms_of("nonfinite", [table(layers, order=[3, 1, 0, 2], nonfinite_count=[1, 7, 0, 9])])
     assert alarm.layer == "b"
     assert alarm.sentence == (
-        "At step 0, 7 of 2048 values of b are not finite, and so it goes on in 2 layers after it."
+        "At step 0, 7 of 2048 values of b are NaN or infinite, and so it goes on in 2 layers after it."
     )
 
 
@@ -25,7 +25,7 @@ def test_weights_that_were_finite_before_are_the_cause(table, alarms_of):
         table(["conv:a"], weight_norm=math.nan, nonfinite_count=2048, rms=math.nan),
     ]
     (alarm,) = alarms_of("nonfinite", tables)
-    assert alarm.sentence.endswith("because its weights are not finite: an update broke it, not this forward.")
+    assert alarm.sentence.endswith("; its weights are not finite: an update broke it, not this forward.")
 
 
 def test_a_layer_without_weights_is_not_blamed_on_them(table, alarms_of):
