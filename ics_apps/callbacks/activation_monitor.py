@@ -54,7 +54,7 @@ class ActivationMonitor(Callback):
     `pandas.read_csv(folder / "_alarms.csv")`.
 
     At every `every_n_steps`-th optimizer step each watched layer's output is read from a strided sample of at most
-    `sample_size` elements, and the gradient with respect to it from an eighth as many (`ics_apps.probes.Recorder`).
+    `sample_size` elements, and the gradient with respect to it from a quarter as many (`ics_apps.probes.Recorder`).
     Under gradient accumulation the first micro-batch of the step is read. Several forwards of a layer in a step (a
     GAN's discriminator) are calls 0, 1, ..., and can be told apart by name: `with monitor.tag("fake"): ...`. The time
     steps of a recurrent cell are pooled. Recomputation under activation checkpointing, validation and the sanity check
@@ -65,7 +65,7 @@ class ActivationMonitor(Callback):
 
     The columns are described in `ics_apps.probes.columns`.
 
-    Files: `part-<first step>.parquet` in `dirpath`, written every 4 samples, at the end of each epoch, with each
+    Files: `part-<first step>.parquet` in `dirpath`, written every 8 samples, at the end of each epoch, with each
     checkpoint and when training ends in whatever way. Once there are 1,024 samples every second one is dropped, and
     from then on every second one is written, and so on: a run of any length keeps 512 to 1,024. A run that is resumed
     at step s drops rows of step >= s, which it writes again, and keeps the earlier ones; a run that starts at step 0
@@ -112,7 +112,7 @@ class ActivationMonitor(Callback):
         every_n_steps: int = 20,
         layers: str | list[str] | LayerTest | None = None,
         max_layers: int = 64,
-        sample_size: int = 2048,
+        sample_size: int = 1024,
         log_scalars: Sequence[str] = ("rms", "drift_w1"),
         alarms: list[str] | dict[str, dict[str, float]] | None = None,
         on_alarm: OnAlarm = "warn",

@@ -31,7 +31,7 @@ class Limit(NamedTuple):
         return samples >= self.samples or rows >= self.rows
 
 
-WAITING: Final = Limit(4, 256)  # in memory
+WAITING: Final = Limit(8, 512)  # in memory
 PART: Final = Limit(32, 4096)  # in one file
 FOLDER: Final = Limit(1024, 200_000)  # a row is at most 0.5 kB, whatever is in it: less than 100 MB
 _SLOT: Final = b"ics_apps.slot"
@@ -40,9 +40,9 @@ _SLOT: Final = b"ics_apps.slot"
 class MonitorParts:
     """Writes samples into `part-<first step>.parquet` files, each replaced as a whole.
 
-    **Memory.** At most 4 samples (or 256 rows) wait in memory; then they are appended to the open part, which is read,
+    **Memory.** At most 8 samples (or 512 rows) wait in memory; then they are appended to the open part, which is read,
     extended and moved into place under its old name: a killed run leaves the old part or the new one, never half of
-    one. A part takes 32 samples (or 4,096 rows); a resumed run goes on with the part that is open.
+    one. A part is full from 32 samples (or 4,096 rows) on; a resumed run goes on with the part that is open.
 
     **Size.** A folder keeps between about 512 and 1,024 samples, evenly over the run, however long the run is. When
     1,024 samples (or 200,000 rows) are on disk, the run's steps are cut into slots twice as long as the usual gap

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-CHUNK: Final = 2**13  # values: 32 kB, the samples of 4 layers at 2,048 values each
+CHUNK: Final = 2**13  # values: 32 kB, the samples of 8 layers at 1,024 values each
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ names of a shared module, joined by `+`), `tag`, `call`, `kind`, `type`, `dtype`
 * `channels`, `dead_channels` (0 in 100 values read in a row) and `constant_channels` (another value, the same at
   every place read); -1 where not known;
 * `drift_kl`, `drift_w1`, `drift_mean` against the previous sample of the same layer, tag and call: symmetrised
-  Gaussian KL in nats, Wasserstein-1 and gap of the means in units of the previous std (about 0.04 is sampling
+  Gaussian KL in nats, Wasserstein-1 and gap of the means in units of the previous std (about 0.06 is sampling
   noise); `reference_kl`, `reference_w1`, `reference_mean` the same against the first sample;
 * of norms: `running_gap` and `running_var_gap` (median over channels of |batch mean - running mean| / running std
   and of |ln(batch variance / running variance)|), `batch_noise` (noise of the batch mean that batch norm subtracts,

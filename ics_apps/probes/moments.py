@@ -107,7 +107,7 @@ def describe(rows: NDArray[np.float32], bounds: Float64) -> Description:
     return Description(rows, kept, quantiles[:, len(PERCENT) :], figures)
 
 
-def summarise(x: Tensor, size: int = 2048, turn: int = 0, activation: nn.Module | None = None) -> dict[str, float]:
+def summarise(x: Tensor, size: int = 1024, turn: int = 0, activation: nn.Module | None = None) -> dict[str, float]:
     """Statistics of one tensor from a strided sample of at most `size` elements.
 
     Args:

@@ -32,7 +32,7 @@ from ics_apps.probes.weights import WeightWatch
 
 MAX_CALLS: Final = 16  # forwards of one layer under one tag that are kept apart in a step; later ones are not read
 MAX_CELL_CALLS: Final = 64  # time steps of a recurrent cell that are pooled; later ones are not read
-GRADIENT_SHARE: Final = 8  # a gradient is read at an eighth as many places as an output: only RMS and zeros are told
+GRADIENT_SHARE: Final = 4  # a gradient is read at a quarter as many places as an output: only RMS and zeros are told
 LARGEST_SAMPLE: Final = 2**16 - 1  # what a bin of the histogram can count
 
 
@@ -71,7 +71,7 @@ class Recorder:
     Reference: ours.
     """
 
-    def __init__(self, layers: Sequence[Layer], sample_size: int = 2048, device: torch.device | None = None) -> None:
+    def __init__(self, layers: Sequence[Layer], sample_size: int = 1024, device: torch.device | None = None) -> None:
         if not 64 <= sample_size <= LARGEST_SAMPLE:
             raise ValueError(
                 f"sample_size is {sample_size}; give 64 to {LARGEST_SAMPLE}: fewer values make no quantiles, more do "

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
@@ -74,7 +73,7 @@ class Tap:
         self._keeps_statistics = hasattr(layer.module, "running_mean")
         self._address = address_of(self)
         self._tickets: dict[int, int] = {}  # by the number of the forward
-        self._forwards: deque[int] = deque(maxlen=2)  # since the last recomputation: one can be told, two cannot
+        self._forwards: list[int] = []  # the last two since a recomputation: one can be told, two cannot
         self._recomputed = False
 
     def attach(self, wants_input: bool, wants_gradient: bool) -> list[RemovableHandle]:
@@ -108,7 +107,7 @@ class Tap:
             self._recomputed = False
             self._forwards.clear()
         number = next(_forwards)
-        self._forwards.append(number)
+        self._forwards = [*self._forwards[-1:], number]
         return number
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -116,11 +115,7 @@ class Tap:
         """Pass an output on and keep the ticket."""
         if not self._sink.open or in_recompute():
             return
-        ticket = self._sink.after(self, x, tuple(statistics))
-        if ticket is not None:
-            self._tickets[number] = ticket
-            if len(self._tickets) > MOST_TICKETS:
-                del self._tickets[next(iter(self._tickets))]
+        self._keep(number, self._sink.after(self, x, tuple(statistics)))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def receive_gradient(self, number: int, gradient: Tensor) -> None:
@@ -128,6 +123,12 @@ class Tap:
         ticket = self._tickets.get(number)
         if ticket is not None:
             self._sink.gradient(ticket, gradient.detach())
+
+    def _keep(self, number: int, ticket: int | None) -> None:
+        if ticket is not None:
+            self._tickets[number] = ticket
+            if len(self._tickets) > MOST_TICKETS:
+                del self._tickets[next(iter(self._tickets))]
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._sink.open or module is not self.layer.module or _transformed():
@@ -157,12 +158,23 @@ class Tap:
                 return hand_over_with_gradient(x, statistics, self._address)
             hand_over_output(x.detach(), statistics, self._address)
             return None
-        number = self.number_forward()
-        self.receive_output(x.detach(), statistics, number)
-        # A hook on a leaf would stay there after the step.
-        if self._wants_gradient and number in self._tickets and x.requires_grad and not x.is_leaf:
-            x.register_hook(functools.partial(self.receive_gradient, number))  # type: ignore[no-untyped-call]
+        self._hand_over(x, statistics)
         return None
+
+    # Beside a break in the graph torch would try to compile this alone.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _hand_over(self, x: Tensor, statistics: Statistics) -> None:
+        """Pass an output on, and its gradient when it comes."""
+        repeated = in_recompute()
+        number = self.number_forward()
+        if repeated:
+            ticket = self._tickets.get(number)
+        else:
+            ticket = self._sink.after(self, x.detach(), statistics)
+            self._keep(number, ticket)
+        # A hook on a leaf would stay there after the step.
+        if ticket is not None and self._wants_gradient and x.requires_grad and not x.is_leaf:
+            x.register_hook(functools.partial(self._sink.gradient, ticket))  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tap:
         return _dead_tap()

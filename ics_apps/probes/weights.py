@@ -103,8 +103,7 @@ class WeightWatch:
         found = self._found()
         with torch.no_grad(), np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             for bank in self._banks:
-                same = bank.read_after([found[place] for place in bank.places[: bank.weights]])
-                self._fill(figures, bank, same)
+                self._fill(figures, bank, [found[place] for place in bank.places[: bank.weights]])
                 for number, tensor in zip(bank.numbers[: bank.weights].tolist(), bank.tensors, strict=False):
                     if number in scale_invariant and lr is not None and id(tensor) in lr:
                         figures["effective_lr"][number] = lr[id(tensor)] / figures["weight_norm"][number] ** 2
@@ -112,8 +111,8 @@ class WeightWatch:
                 bank.tensors = []
         return figures
 
-    def _fill(self, figures: dict[str, Float64], bank: _Bank, same: NDArray[np.bool_]) -> None:
-        values, after = bank.fetch()
+    def _fill(self, figures: dict[str, Float64], bank: _Bank, now: Sequence[Tensor | None]) -> None:
+        values, after, same = bank.fetch(now)
         weights, counts = bank.weights, bank.counts
         starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
         mean = np.add.reduceat(values, starts) / counts
@@ -148,7 +147,7 @@ class WeightWatch:
         weights = sum(self._places[place][1] == "weight" for place in places)
         # A first step under inference_mode must not make inference tensors, which nobody may write later.
         with torch.inference_mode(False):
-            memory = torch.empty(sum(counts) + sum(counts[:weights]), device=tensors[0].device)
+            memory = torch.empty(sum(counts), device=tensors[0].device)
         return _Bank(
             places=places,
             numbers=np.array([self._places[place][0] for place in places]),
@@ -157,7 +156,7 @@ class WeightWatch:
             counts=np.array(counts),
             sizes=np.array([tensor.numel() for tensor in tensors]),
             memory=memory,
-            slots=list(torch.split(memory, [*counts, *counts[:weights]])),
+            slots=list(torch.split(memory, counts)),
             tensors=[],
         )
 
@@ -167,7 +166,7 @@ _Form = tuple[torch.Size, tuple[int, ...], torch.device]
 
 @dataclass(slots=True, eq=False)
 class _Bank:
-    """The samples of one device: weights and biases before the step, then the weights after it, end to end."""
+    """The samples of one device before the step, end to end: weights, then biases."""
 
     places: list[int]  # where each tensor stands among all that are asked for: weights, then biases
     numbers: NDArray[np.int64]  # the layer of each
@@ -181,26 +180,18 @@ class _Bank:
 
     def read_before(self) -> None:
         views = [read(t, where) for t, where in zip(self.tensors, self.where, strict=True) if t is not None]
-        torch._foreach_copy_(self.slots[: len(views)], views)
+        torch._foreach_copy_(self.slots, views)
 
-    def read_after(self, tensors: Sequence[Tensor | None]) -> NDArray[np.bool_]:
-        """Read the weights that are still the same parameters; which ones are."""
+    def fetch(self, tensors: Sequence[Tensor | None]) -> tuple[Float64, Float64, NDArray[np.bool_]]:
+        """All samples before the step, those of the weights after it, and which weights are the same parameters."""
         same = [
             new is old and new is not None and new.device == self.memory.device and new.numel() == size
             for new, old, size in zip(tensors, self.tensors, self.sizes.tolist(), strict=False)
         ]
-        chosen = [place for place, is_same in enumerate(same) if is_same]
-        slots = self.slots[len(self.places) :]
-        views = [read(tensors[place], self.where[place]) for place in chosen]  # type: ignore[arg-type]
-        if views:
-            torch._foreach_copy_([slots[place] for place in chosen], views)
-        return np.array(same, bool)
-
-    def fetch(self) -> tuple[Float64, Float64]:
-        """All samples before the step, and those of the weights after it."""
-        values: NDArray[Any] = self.memory.cpu().numpy().astype(np.float64)
-        end = int(self.counts.sum())
-        return values[:end], values[end:]
+        both = zip(tensors, same, self.where, self.slots, strict=False)
+        after = [read(new, where) if is_same and new is not None else slot for new, is_same, where, slot in both]
+        values: NDArray[Any] = torch.cat([self.memory, *after]).cpu().numpy().astype(np.float64)
+        return values[: len(self.memory)], values[len(self.memory) :], np.array(same, bool)
 
 
 def _owner(layer: Layer) -> nn.Module:
