@@ -29,7 +29,8 @@ class Arena:
 
     Example:
         >>> arena = Arena(torch.device("cpu"))
-        >>> slot = arena.write(torch.tensor([1, 2, 3]))
+        >>> slot, memory = arena.reserve(3)
+        >>> _ = memory.copy_(torch.tensor([1, 2, 3]))
         >>> (host,), _ = arena.fetch([])
         >>> host[slot.start : slot.start + slot.count].tolist()
         [1.0, 2.0, 3.0]
@@ -41,9 +42,8 @@ class Arena:
         self._sizes: list[int] = []
         self._free: list[int] = []  # values left at the end of each chunk
 
-    def write(self, sample: Tensor) -> Slot:
-        """Copy a sample in, of any dtype; cast to float32 here, with no wait for the device."""
-        count = sample.numel()
+    def reserve(self, count: int) -> tuple[Slot, Tensor]:
+        """Memory for `count` values, and where it lies; what is copied there is cast to float32, without waiting."""
         place = next((place for place, free in enumerate(self._free) if free >= count), len(self._chunks))
         if place == len(self._chunks):
             # A first forward under inference_mode must not make an inference tensor, which nobody may write later.
@@ -52,10 +52,8 @@ class Arena:
             self._sizes.append(max(CHUNK, count))
             self._free.append(max(CHUNK, count))
         start = self._sizes[place] - self._free[place]
-        slot = self._chunks[place].narrow(0, start, count)
-        (slot if sample.dim() == 1 else slot.view(sample.shape)).copy_(sample)
         self._free[place] -= count
-        return Slot(place, start, count)
+        return Slot(place, start, count), self._chunks[place].narrow(0, start, count)
 
     def fetch(
         self, vectors: Sequence[Tensor]
@@ -77,5 +75,5 @@ class Arena:
         return split[: len(used)], split[len(used) :]
 
     def clear(self) -> None:
-        """Forget the samples; the memory is kept."""
+        """Give all memory free again; it is kept."""
         self._free = list(self._sizes)

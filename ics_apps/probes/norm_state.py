@@ -213,6 +213,11 @@ class Grid:
         return part.as_strided(self.shape, steps, part.storage_offset() + channel * self.channels.start)
 
     @property
+    def number(self) -> int:
+        """How many values are read."""
+        return math.prod(self.shape)
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Samples, channels, positions."""
         return len(self.samples), len(self.channels), len(self.positions)

@@ -20,10 +20,11 @@ from ics_apps.norms.distributed import in_group
 from ics_apps.probes.arena import Arena
 from ics_apps.probes.channels import ChannelAxis
 from ics_apps.probes.columns import Table
-from ics_apps.probes.norm_state import Grid, is_scale_invariant, pools_batch
-from ics_apps.probes.readings import Pairs, Reading, fetched
+from ics_apps.probes.norm_state import is_scale_invariant, pools_batch
+from ics_apps.probes.plans import Plan
+from ics_apps.probes.readings import Reading, fetched
 from ics_apps.probes.records import SATURATED_INPUT, Ranks, merge
-from ics_apps.probes.sampling import Positions, locate, read
+from ics_apps.probes.sampling import locate, read
 from ics_apps.probes.saturation import tails_of
 from ics_apps.probes.selection import Layer
 from ics_apps.probes.tabulate import Tabulator
@@ -36,6 +37,7 @@ GRADIENT_SHARE: Final = 4  # a gradient is read at a quarter as many places as a
 LARGEST_SAMPLE: Final = 2**16 - 1  # what a bin of the histogram can count
 
 
+PlanKey = tuple[int, str, int]  # number of the layer, tag, which forward of it
 _Identity = tuple[int, int, torch.Size]  # address, version, shape: whether two tensors are one and the same
 
 
@@ -88,6 +90,7 @@ class Recorder:
         self._weights = WeightWatch(self.layers)
         self._ranks = Ranks(device or torch.device("cpu"))
         self._arenas: dict[torch.device, Arena] = {}
+        self._plans: dict[PlanKey, Plan] = {}
         self._muted: set[int] = set()
         self._turn = 0
         self._world = 1  # processes that share the sample
@@ -133,6 +136,8 @@ class Recorder:
         self._turn = turn
         self._world = torch.distributed.get_world_size() if in_group() else 1
         self._weights.before()
+        for plan in self._plans.values():
+            plan.prepare(self._arenas[plan.device], turn)
         self.open = True
 
     def pause(self) -> None:
@@ -144,7 +149,7 @@ class Recorder:
         """Stop reading and forget what was read since `start`."""
         self.open = False
         self._readings: list[Reading] = []
-        self._tickets: dict[int, Reading] = {}
+        self._tickets: dict[int, Plan] = {}
         self._calls: dict[tuple[int, str], int] = {}
         self._stashes: dict[int, dict[str, Tensor]] = {}
         self._axis = ChannelAxis()
@@ -179,7 +184,7 @@ class Recorder:
             if self._affine is not None and self._affine[1] == _identity(x) and is_scale_invariant(layer.module):
                 self._invariant.add(self._affine[0])
         elif x is not None and tails is not None and tails.side == "input":
-            sample = read(x, self._places(tap.index, x))
+            sample = read(x, locate(x, self._size(layer), self._turn))
             share = ((sample <= tails.low) | (sample >= tails.high)).float().mean()
             self._stashes[tap.index] = {SATURATED_INPUT: share}
         if statistics:
@@ -192,23 +197,26 @@ class Recorder:
         if call >= (MAX_CELL_CALLS if is_cell else MAX_CALLS) or tap.index in self._muted:
             return None
         self._calls[tap.index, self.tag] = call + 1
+        key = tap.index, self.tag, call
+        plan = self._plans.get(key)
         try:
-            reading = self._read(tap, 0 if is_cell else call, x, statistics)
+            if plan is None or not plan.fits(x):
+                plan = self._plans[key] = self._planned(tap.layer, key, 0 if is_cell else call, x)
+            self._note(plan.read(x), tap, x, statistics)
         except RuntimeError as error:
             # A tensor of a kind unknown to us must not end a training of days; the layer is given up, aloud.
             self._muted.add(tap.index)
             warnings.warn(f"The monitor cannot read '{tap.layer.name}' and leaves it out: {error}", stacklevel=2)
             return None
         ticket = next(_tickets)
-        self._tickets[ticket] = reading
+        self._tickets[ticket] = plan
         return ticket
 
     def gradient(self, ticket: int, gradient: Tensor) -> None:
         """Read the gradient with respect to an output; where a second backward pass comes, the last one counts."""
-        reading = self._tickets.get(ticket)
-        if reading is not None:  # not of a step that is over
-            where = self._places(reading.index, gradient, share=GRADIENT_SHARE)
-            reading.gradient = self._arenas[reading.device].write(read(gradient, where))
+        plan = self._tickets.get(ticket)
+        if plan is not None:  # not of a step that is over
+            plan.read_gradient(gradient)
 
     def state_dict(self) -> dict[str, Any]:
         """What the next samples are compared with: plain types and tensors, loads under `weights_only=True`."""
@@ -218,36 +226,39 @@ class Recorder:
         """Take back what `state_dict` gave; layers that this model does not have are kept but not used."""
         self._tabulator.load_state_dict(state)
 
-    def _places(self, index: int, x: Tensor, axis: int | None = None, share: int = 1) -> Positions:
-        """Where to read a tensor of this layer."""
-        parts = self._world * (MAX_CELL_CALLS if isinstance(self.layers[index].module, nn.RNNCellBase) else 1)
-        return locate(x, max(self.sample_size // (parts * share), 1), self._turn, axis)
+    def _size(self, layer: Layer) -> int:
+        """Places at which one output of this layer is read on this rank."""
+        parts = self._world * (MAX_CELL_CALLS if isinstance(layer.module, nn.RNNCellBase) else 1)
+        return max(self.sample_size // parts, 1)
 
-    def _read(self, tap: Tap, call: int, x: Tensor, statistics: tuple[Tensor, ...]) -> Reading:
+    def _planned(self, layer: Layer, key: PlanKey, call: int, x: Tensor) -> Plan:
+        axis, size = self._axis.find(layer, x), self._size(layer)
+        batch = 0
+        if axis is not None and pools_batch(layer.module):
+            batch = x.shape[0] * (self._world if "Sync" in layer.type else 1)
+        plan = Plan(key[0], key[1], call, x, axis, size, max(size // GRADIENT_SHARE, 1), batch)
+        if x.device not in self._arenas:
+            self._arenas[x.device] = Arena(x.device)
+        plan.prepare(self._arenas[x.device], self._turn)
+        return plan
+
+    def _note(self, reading: Reading, tap: Tap, x: Tensor, statistics: tuple[Tensor, ...]) -> None:
+        """Keep what goes with an output that was read."""
+        self._readings.append(reading)
         layer = tap.layer
-        arena = self._arenas.get(x.device)
-        if arena is None:
-            arena = self._arenas[x.device] = Arena(x.device)
-        axis = self._axis.find(layer, x)
-        where = self._places(tap.index, x, axis)
-        slot = arena.write(read(x, where))
-        dtype = str(x.dtype).removeprefix("torch.")
-        reading = Reading(tap.index, self.tag, call, dtype, x.numel(), x.device, where, axis is not None, slot)
-        reading.vectors = self._stashes.pop(tap.index, {})
+        self._affine = (tap.index, _identity(x)) if layer.kind in ("conv", "linear") else None
+        stash = self._stashes.pop(tap.index, None)
+        if stash is not None:
+            reading.vectors.update(stash)
         if "before" in reading.vectors:
             reading.vectors["after"] = torch.cat(statistics[:2])
             if len(statistics) > 2:
                 reading.vectors["batches"] = statistics[2].clone()
-        if axis is not None and layer.module.training and pools_batch(layer.module):
-            grid = Grid.choose(x.shape, axis, turn=self._turn)
-            shared = self._world if "Sync" in layer.type else 1
-            slot, per_channel = arena.write(grid.read(x)), x.numel() // (x.shape[0] * x.shape[axis])
-            reading.pairs = Pairs(grid, slot, x.shape[0] * shared, per_channel)
-            affine = ((name, getattr(layer.module, name, None)) for name in ("weight", "bias"))
-            reading.vectors.update({name: value.detach() for name, value in affine if isinstance(value, Tensor)})
-        self._affine = (tap.index, _identity(x)) if layer.kind in ("conv", "linear") else None
-        self._readings.append(reading)
-        return reading
+        if not layer.module.training:
+            reading.pairs = None
+        elif reading.pairs is not None:
+            affine = ((name, layer.module._parameters.get(name)) for name in ("weight", "bias"))
+            reading.vectors.update({name: value.detach() for name, value in affine if value is not None})
 
 
 _tickets = itertools.count()

@@ -71,7 +71,14 @@ def locate(x: Tensor, size: int, turn: int = 0, axis: int | None = None) -> Posi
 
     Reference: ours.
     """
-    places, room = _places(x.shape, x.stride(), size, axis)
+    return places_of(x.shape, x.stride(), size, turn, axis)
+
+
+def places_of(
+    shape: torch.Size, strides: tuple[int, ...], size: int, turn: int = 0, axis: int | None = None
+) -> Positions:
+    """The same for any tensor of this shape and these strides."""
+    places, room = _places(shape, strides, size, axis)
     # Not `replace`, which takes longer than all the rest.
     return Positions(places.count, places.stride, turn * GOLDEN % room, places.dense, places.inner, places.channels)
 

@@ -196,7 +196,7 @@ def test_a_layer_that_cannot_be_read_is_left_out_with_one_warning(monkeypatch: p
     def broken(*_: object) -> None:
         raise RuntimeError("strange tensor")
 
-    monkeypatch.setattr("ics_apps.probes.recorder.read", broken)
+    monkeypatch.setattr("ics_apps.probes.plans._values", broken)
     model = nn.Sequential(nn.ReLU())
     with pytest.warns(UserWarning, match="cannot read '0' and leaves it out: strange tensor") as caught:
         table = watch(model, torch.ones(1, 1), torch.ones(1, 1), turns=2)
