@@ -44,6 +44,7 @@ class Plan:
 
     def prepare(self, arena: Arena, turn: int) -> None:
         """Choose the places of one sampled step, and the memory for what is read there."""
+        self._turn = turn
         self._where = places_of(self._shape, self._strides, self._size, turn, self._axis)
         slot, self._target = arena.reserve(self._where.count)
         self.reading = Reading(*self._of, self._where, self._axis is not None, slot)
@@ -67,7 +68,7 @@ class Plan:
         """Copy the values of the gradient with respect to that output."""
         where = self._gradient_where
         if gradient.stride() != self._strides:
-            where = places_of(gradient.shape, gradient.stride(), where.count, 0)
+            where = places_of(gradient.shape, gradient.stride(), self._gradient_size, self._turn)
         self._gradient_target.copy_(_values(gradient, where))
         self.reading.gradient = self._gradient_slot
 

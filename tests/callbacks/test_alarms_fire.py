@@ -192,7 +192,7 @@ class Failing:
 
 
 CASES = [
-    Failing(dead_units, "dead_units", "net.1.2", 2, 4),
+    Failing(dead_units, "dead_units", "net.1.2", 2, 6),
     Failing(saturated, "saturated", "net.0.2", 4, 4),
     Failing(exploding_over_depth, "exploding_activation", "net.0.0", 2, 2, "to the last layers"),
     Failing(exploding_in_time, "exploding_activation", "net.1.0", 24, 32, "in the first sample"),
@@ -237,10 +237,10 @@ def test_stop_ends_training_at_the_step_of_the_alarm(tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         outcome = run(CASES[0], tmp_path, steps=50, on_alarm="stop", alarms=["dead_units"])
-    assert outcome.alarms["step"].tolist() == [4]
-    assert outcome.steps == 5
+    assert outcome.alarms["step"].tolist() == [6]
+    assert outcome.steps == 7
     lines = [str(warning.message) for warning in said]
-    assert "ActivationMonitor stops training at step 4, since on_alarm is 'stop'." in lines
+    assert "ActivationMonitor stops training at step 6, since on_alarm is 'stop'." in lines
 
 
 def test_log_writes_and_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
