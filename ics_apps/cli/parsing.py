@@ -79,7 +79,7 @@ def one_sentence(message: str, known_keys: Iterable[str] = ()) -> str:
 
     Example:
         >>> one_sentence("unrecognized arguments: --trainer.max_epoch 3", ["trainer.max_epochs"])
-        'there is no key trainer.max_epoch; did you mean trainer.max_epochs?'
+        "there is no key trainer.max_epoch; did you mean 'trainer.max_epochs'?"
     """
     inner = _MARKED.findall(message)
     if inner:

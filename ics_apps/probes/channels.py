@@ -114,7 +114,9 @@ class ChannelStreaks:
         steady = np.where(varied, 0, np.maximum(streak, 0) + seen - 1)
         streak = np.where(seen == 0, streak, np.where(active, steady, silent)).clip(-LONGEST_STREAK, LONGEST_STREAK)
         kept = streak.astype(np.int8)
-        self._streaks.update(zip(keys, (part.copy() for part in np.split(kept, starts[1:-1])), strict=True))
+        bounds = starts.tolist()
+        for key, start, end in zip(keys, bounds, bounds[1:], strict=False):
+            self._streaks[key] = kept[start:end].copy()
         dead, constant = (
             np.add.reduceat(found.astype(np.int64), starts[:-1]) for found in (kept <= -STREAK, kept >= STREAK)
         )

@@ -142,8 +142,8 @@ def _beyond(rows: NDArray[np.float32], bounds: Float64) -> NDArray[np.int64]:
     """How many values of each row lie on or beyond its bounds."""
     if np.isinf(bounds).all():
         return np.zeros(len(rows), np.int64)
-    low, high = np.split(bounds.astype(np.float32), 2, axis=1)
-    beyond: NDArray[np.int64] = ((rows <= low) | (rows >= high)).sum(axis=1)
+    edges = bounds.astype(np.float32)
+    beyond: NDArray[np.int64] = ((rows <= edges[:, :1]) | (rows >= edges[:, 1:])).sum(axis=1)
     return beyond
 
 

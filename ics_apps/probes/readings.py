@@ -125,11 +125,11 @@ def _gaps(module: Any, vectors: Vectors) -> dict[str, float]:
     # momentum None is torch's plain average over all batches.
     momentum = float(1 / vectors["batches"][0] if "batches" in vectors else module.momentum)
     eps = float(getattr(module, "eps", 1e-5))
-    old_mean, old_var = np.split(vectors["before"], 2)
-    new_mean, new_var = np.split(vectors["after"], 2)
+    old, new = vectors["before"], vectors["after"]  # means, then variances
+    channels = len(old) // 2
     return {
-        "running_gap": running_gap(old_mean, old_var, new_mean, momentum, eps),
-        "running_var_gap": running_var_gap(old_var, new_var, momentum, eps),
+        "running_gap": running_gap(old[:channels], old[channels:], new[:channels], momentum, eps),
+        "running_var_gap": running_var_gap(old[channels:], new[channels:], momentum, eps),
     }
 
 

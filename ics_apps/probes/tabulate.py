@@ -64,7 +64,8 @@ class Tabulator:
         figures = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         drift = self._history.advance(keys, figures.pop("grid"), figures["mean"], figures["std"])
         index = np.array([record.index for record in records])
-        first_call = np.array([self._is_first(record, records) for record in records])
+        first = {record.index: row for row, record in reversed(list(enumerate(records)))}
+        is_first = np.array([first[record.index] == row for row, record in enumerate(records)])
         values: dict[str, Any] = {
             "layer": [layer.name for layer in layers],
             "tag": [record.tag for record in records],
@@ -78,7 +79,8 @@ class Tabulator:
             **figures,
             **drift,
             **{name: [record.scalars.get(name, np.nan) for record in records] for name in _NORM_FIGURES},
-            **{name: np.where(first_call, figure[index], np.nan) for name, figure in weights.items()},
+            # The weights of a layer that ran several times are told once.
+            **{name: np.where(is_first, figure[index], np.nan) for name, figure in weights.items()},
             **_of_gradients(records, grad_scale),
         }
         with np.errstate(over="ignore", invalid="ignore"):
@@ -156,11 +158,6 @@ class Tabulator:
         # A convolution may well give zeros; what an activation or stream does not pass on is lost.
         dead[[layer.kind not in ("activation", "stream") for layer in layers]] = -1
         return dead, constant
-
-    @staticmethod
-    def _is_first(record: Record, records: Sequence[Record]) -> bool:
-        """Whether it is the layer's first record: its weights are told once a step."""
-        return next(other for other in records if other.index == record.index) is record
 
 
 def _matrix(records: Sequence[Record]) -> NDArray[np.float32]:
