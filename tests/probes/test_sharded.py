@@ -54,4 +54,5 @@ if __name__ == "__main__":
     table = watch(model, BATCH[:5] if rank == 0 else BATCH[5:])
     columns = ("layer", "type", "grad_rms", "weight_norm", *FIGURES)
     torch.save({name: table[name].tolist() for name in columns}, folder / f"{rank}.pt")
+    distributed.barrier()  # a rank that leaves early can break the other's last exchange
     distributed.destroy_process_group()
