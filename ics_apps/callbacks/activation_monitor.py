@@ -36,7 +36,7 @@ class _Sample:
 
 
 class ActivationMonitor(Callback):
-    """See each layer's distribution, drift, gradients and dead channels at under 0.5 % of the step, and be warned.
+    """See each layer's distribution, drift, gradients and dead channels at about 0.5 % of the step, and be warned.
 
     YAML::
 
