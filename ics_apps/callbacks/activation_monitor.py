@@ -20,7 +20,7 @@ from ics_apps.callbacks.monitor_log import MonitorLog
 from ics_apps.callbacks.monitor_parts import MonitorParts
 from ics_apps.probes.columns import Table
 from ics_apps.probes.compiled import compiled_before, silent_layers
-from ics_apps.probes.recorder import LARGEST_SAMPLE, Recorder
+from ics_apps.probes.recorder import Recorder, check_sample_size
 from ics_apps.probes.selection import LayerTest, select_layers
 from ics_apps.runs.layout import MONITOR
 
@@ -122,8 +122,7 @@ class ActivationMonitor(Callback):
         for name, value, least in (("every_n_steps", every_n_steps, 1), ("max_layers", max_layers, 1)):
             if value < least:
                 raise ValueError(f"{name} is {value}; give at least {least}.")
-        if not 64 <= sample_size <= LARGEST_SAMPLE:
-            raise ValueError(f"sample_size is {sample_size}; give 64 to {LARGEST_SAMPLE}.")
+        check_sample_size(sample_size)
         self.every_n_steps = every_n_steps
         self.layers = layers
         self.max_layers = max_layers
@@ -268,7 +267,8 @@ class ActivationMonitor(Callback):
             _warn_of_silence(self._recorder, table, self._stale)
         if self._parts is not None:
             self._parts.add(sample.step, sample.epoch, table)
-        fired = self._alarms.check(trainer, table, sample.step, sample.epoch)
+        is_scaled = _scaler(trainer) is not None
+        fired = self._alarms.check(trainer, table, sample.step, sample.epoch, is_scaled)
         if trainer.is_global_zero:
             self._log.write(trainer.loggers, sample.step, table, fired)
 
@@ -306,5 +306,10 @@ def _learning_rates(trainer: Trainer) -> dict[int, float]:
 
 def _grad_scale(trainer: Trainer) -> float:
     """What the loss is multiplied by under AMP, 1 without a scaler."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scaler = _scaler(trainer)
     return float(scaler.get_scale()) if scaler is not None else 1.0
+
+
+def _scaler(trainer: Trainer) -> Any:
+    """What multiplies the loss, and skips steps that overflow; None without one."""
+    return getattr(trainer.precision_plugin, "scaler", None)

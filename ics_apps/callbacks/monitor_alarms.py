@@ -58,16 +58,16 @@ class MonitorAlarms:
         """Write to no file from now on."""
         self._file = None
 
-    def check(self, trainer: Trainer, table: Table, step: int, epoch: int) -> dict[str, float]:
-        """Judge one table, on every rank alike, and act.
+    def check(self, trainer: Trainer, table: Table, step: int, epoch: int, is_scaled: bool) -> dict[str, float]:
+        """Judge one table, on every rank alike, and act; the file is open on rank zero only.
 
         Returns:
             Scalars for the loggers: the value by which each rule fired.
         """
-        alarms = self._watch.check(table, step, epoch, fp16_scaled=is_scaled(trainer))
+        alarms = self._watch.check(table, step, epoch, fp16_scaled=is_scaled)
         if not alarms:
             return {}
-        if self._file is not None and trainer.is_global_zero:
+        if self._file is not None:
             self._file.add([alarm.as_dict() for alarm in alarms])
         if self.on_alarm != "log":
             for alarm in alarms:
@@ -95,8 +95,3 @@ class MonitorAlarms:
         if self._said[alarm.rule] <= MOST_MESSAGES:
             last = " Further ones are only in the file." if self._said[alarm.rule] == MOST_MESSAGES else ""
             rank_zero_warn(f"ActivationMonitor ({alarm.rule}): {alarm.sentence} {alarm.remedy}{last}")
-
-
-def is_scaled(trainer: Trainer) -> bool:
-    """Whether gradients are multiplied by a scaler, which skips steps that overflow."""
-    return getattr(trainer.precision_plugin, "scaler", None) is not None

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ics_apps.probes.drift import Key
+from ics_apps.probes.columns import Key
 from ics_apps.probes.selection import Layer
 
 # A channel is dead when this many values read in a row were 0: active at < 3 % of positions with 95 % confidence.
@@ -51,10 +51,6 @@ class ChannelAxis:
             return 1
         self._last = (x.ndim, x.shape[axis], axis)
         return axis
-
-    def forget(self) -> None:
-        """Begin a new step."""
-        self._last = None
 
 
 class ChannelStreaks:

@@ -31,6 +31,7 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 Table = dict[str, NDArray[Any]]
+Key = tuple[str, str, int]  # layer, tag, call
 
 BINS: Final = 64
 HISTOGRAM: Final = "histogram"  # uint16 (R, 66): values below the edges, in the 64 bins, above the edges

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from ics_apps.probes.columns import Key
 from ics_apps.probes.moments import GRID
 
-Key = tuple[str, str, int]  # layer, tag, call
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 

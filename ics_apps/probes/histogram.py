@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ics_apps.probes.columns import BINS
-from ics_apps.probes.drift import Key
+from ics_apps.probes.columns import BINS, Key
 
 Float64 = NDArray[np.float64]
 

@@ -23,10 +23,6 @@ GRID: Final = 64  # quantiles kept for the Wasserstein distance: at (k - 1/2) / 
 PERCENT: Final = (15, 50, 85)
 _LEVELS: Final = np.array([*(p / 100 for p in PERCENT), *((k - 0.5) / GRID for k in range(1, GRID + 1))])
 NO_BOUNDS: Final[Bounds] = (-math.inf, math.inf)  # never saturated
-FIGURES: Final = (
-    *("mean", "std", "rms", "min", "max", "skewness", "kurtosis", "q15", "q50", "q85"),
-    *("zero_fraction", "saturated_fraction"),
-)
 
 
 @dataclass(frozen=True, slots=True)

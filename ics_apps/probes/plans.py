@@ -10,7 +10,7 @@ from torch import Tensor
 from ics_apps.probes.arena import Arena
 from ics_apps.probes.norm_state import Grid
 from ics_apps.probes.readings import Pairs, Reading
-from ics_apps.probes.sampling import Positions, places_of, read
+from ics_apps.probes.sampling import places_of, read
 
 
 class Plan:
@@ -32,7 +32,7 @@ class Plan:
     ) -> None:
         self._of = index, tag, call, str(x.dtype).removeprefix("torch."), x.numel(), x.device
         self._shape, self._strides, self._dtype, self.device = x.shape, x.stride(), x.dtype, x.device
-        self._axis = axis
+        self.axis, self.ndim = axis, x.ndim
         self._size, self._gradient_size = size, gradient_size
         self._batch = batch
         self._grid: Grid | None = None
@@ -45,21 +45,21 @@ class Plan:
     def prepare(self, arena: Arena, turn: int) -> None:
         """Choose the places of one sampled step, and the memory for what is read there."""
         self._turn = turn
-        self._where = places_of(self._shape, self._strides, self._size, turn, self._axis)
+        self._where = places_of(self._shape, self._strides, self._size, turn, self.axis)
         slot, self._target = arena.reserve(self._where.count)
-        self.reading = Reading(*self._of, self._where, self._axis is not None, slot)
+        self.reading = Reading(*self._of, self._where, self.axis is not None, slot)
         self._gradient_where = places_of(self._shape, self._strides, self._gradient_size, turn)
         self._gradient_slot, self._gradient_target = arena.reserve(self._gradient_where.count)
-        if self._batch and self._axis is not None:
-            grid = self._grid = Grid.choose(self._shape, self._axis, turn=turn)
+        if self._batch and self.axis is not None:
+            grid = self._grid = Grid.choose(self._shape, self.axis, turn=turn)
             pairs, target = arena.reserve(grid.number)
             self._pairs_target = target.view(grid.shape)
-            per_channel = self.reading.numel // (self._shape[0] * self._shape[self._axis])
+            per_channel = self.reading.numel // (self._shape[0] * self._shape[self.axis])
             self.reading.pairs = Pairs(grid, pairs, self._batch, per_channel)
 
     def read(self, x: Tensor) -> Reading:
         """Copy the values of an output that fits."""
-        self._target.copy_(_values(x, self._where))
+        self._target.copy_(read(x, self._where))
         if self._grid is not None:
             self._pairs_target.copy_(self._grid.read(x))
         return self.reading
@@ -69,11 +69,5 @@ class Plan:
         where = self._gradient_where
         if gradient.stride() != self._strides:
             where = places_of(gradient.shape, gradient.stride(), self._gradient_size, self._turn)
-        self._gradient_target.copy_(_values(gradient, where))
+        self._gradient_target.copy_(read(gradient, where))
         self.reading.gradient = self._gradient_slot
-
-
-def _values(x: Tensor, where: Positions) -> Tensor:
-    if where.dense:
-        return x.as_strided((where.count,), (where.stride,), x.storage_offset() + where.offset)
-    return read(x, where)

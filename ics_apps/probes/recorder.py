@@ -20,6 +20,7 @@ from ics_apps.norms.distributed import in_group
 from ics_apps.probes.arena import Arena
 from ics_apps.probes.channels import ChannelAxis
 from ics_apps.probes.columns import Table
+from ics_apps.probes.histogram import MOST_VALUES
 from ics_apps.probes.norm_state import is_scale_invariant, pools_batch
 from ics_apps.probes.plans import Plan
 from ics_apps.probes.readings import Reading, fetched
@@ -34,11 +35,15 @@ from ics_apps.probes.weights import WeightWatch
 MAX_CALLS: Final = 16  # forwards of one layer under one tag that are kept apart in a step; later ones are not read
 MAX_CELL_CALLS: Final = 64  # time steps of a recurrent cell that are pooled; later ones are not read
 GRADIENT_SHARE: Final = 4  # a gradient is read at a quarter as many places as an output: only RMS and zeros are told
-LARGEST_SAMPLE: Final = 2**16 - 1  # what a bin of the histogram can count
-
 
 PlanKey = tuple[int, str, int]  # number of the layer, tag, which forward of it
 _Identity = tuple[int, int, torch.Size]  # address, version, shape: whether two tensors are one and the same
+
+
+def check_sample_size(sample_size: int) -> None:
+    """Refuse a sample that makes no quantiles, or that the histogram's counters cannot hold."""
+    if not 64 <= sample_size <= MOST_VALUES:
+        raise ValueError(f"sample_size is {sample_size}; give 64 to {MOST_VALUES}.")
 
 
 class Recorder:
@@ -74,11 +79,7 @@ class Recorder:
     """
 
     def __init__(self, layers: Sequence[Layer], sample_size: int = 1024, device: torch.device | None = None) -> None:
-        if not 64 <= sample_size <= LARGEST_SAMPLE:
-            raise ValueError(
-                f"sample_size is {sample_size}; give 64 to {LARGEST_SAMPLE}: fewer values make no quantiles, more do "
-                "not fit the histogram's counters."
-            )
+        check_sample_size(sample_size)
         self.layers = tuple(layers)
         self.open = False
         self.tag = ""
@@ -201,7 +202,7 @@ class Recorder:
         plan = self._plans.get(key)
         try:
             if plan is None or not plan.fits(x):
-                plan = self._plans[key] = self._planned(tap.layer, key, 0 if is_cell else call, x)
+                plan = self._plans[key] = self._planned(tap.layer, key, 0 if is_cell else call, x, plan)
             self._note(plan.read(x), tap, x, statistics)
         except RuntimeError as error:
             # A tensor of a kind unknown to us must not end a training of days; the layer is given up, aloud.
@@ -231,8 +232,11 @@ class Recorder:
         parts = self._world * (MAX_CELL_CALLS if isinstance(layer.module, nn.RNNCellBase) else 1)
         return max(self.sample_size // parts, 1)
 
-    def _planned(self, layer: Layer, key: PlanKey, call: int, x: Tensor) -> Plan:
-        axis, size = self._axis.find(layer, x), self._size(layer)
+    def _planned(self, layer: Layer, key: PlanKey, call: int, x: Tensor, old: Plan | None) -> Plan:
+        # The layer before, by which an activation's axis is found, may still have its plan and is not asked again.
+        same_rank = old is not None and old.ndim == x.ndim
+        axis = old.axis if same_rank and old is not None else self._axis.find(layer, x)
+        size = self._size(layer)
         batch = 0
         if axis is not None and pools_batch(layer.module):
             batch = x.shape[0] * (self._world if "Sync" in layer.type else 1)

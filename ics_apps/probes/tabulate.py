@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ics_apps.probes.channels import ChannelStreaks
-from ics_apps.probes.columns import COLUMNS, HISTOGRAM, Table
-from ics_apps.probes.drift import History, Key
+from ics_apps.probes.columns import BINS, COLUMNS, HISTOGRAM, Key, Table
+from ics_apps.probes.drift import History
 from ics_apps.probes.histogram import Histograms
 from ics_apps.probes.moments import NO_BOUNDS, describe
 from ics_apps.probes.records import SATURATED_INPUT, Record
@@ -184,4 +184,4 @@ def _of_gradients(records: Sequence[Record], scale: float) -> dict[str, Float64]
 
 
 def _shape(name: str, rows: int) -> tuple[int, ...]:
-    return (rows, 66) if name == HISTOGRAM else (rows,)
+    return (rows, BINS + 2) if name == HISTOGRAM else (rows,)

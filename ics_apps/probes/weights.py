@@ -68,7 +68,7 @@ class WeightWatch:
 
     def before(self) -> None:
         """Read the parameters before the step; no wait for the device."""
-        found = self._found()
+        found = [_own(module, name) for _, name, module in self._places]
         forms = [None if tensor is None else _form(tensor) for tensor in found]
         if forms != self._known or not self._banks:
             self._known = forms
@@ -100,10 +100,10 @@ class WeightWatch:
         if not self._is_read:
             return figures
         self._is_read = False
-        found = self._found()
         with torch.no_grad(), np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             for bank in self._banks:
-                self._fill(figures, bank, [found[place] for place in bank.places[: bank.weights]])
+                now = [_own(self._places[place][2], "weight") for place in bank.places[: bank.weights]]
+                self._fill(figures, bank, now)
                 for number, tensor in zip(bank.numbers[: bank.weights].tolist(), bank.tensors, strict=False):
                     if number in scale_invariant and lr is not None and id(tensor) in lr:
                         figures["effective_lr"][number] = lr[id(tensor)] / figures["weight_norm"][number] ** 2
@@ -129,9 +129,6 @@ class WeightWatch:
             norms = self._is_norm[bank.numbers[part]]
             figures[f"{name}_mean"][bank.numbers[part][norms]] = mean[part][norms]
             figures[f"{name}_std"][bank.numbers[part][norms]] = std[part][norms]
-
-    def _found(self) -> list[Tensor | None]:
-        return [_own(module, name) for _, name, module in self._places]
 
     def _planned(self, found: Sequence[Tensor | None]) -> list[_Bank]:
         by_device: dict[torch.device, list[int]] = {}

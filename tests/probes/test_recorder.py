@@ -196,7 +196,7 @@ def test_a_layer_that_cannot_be_read_is_left_out_with_one_warning(monkeypatch: p
     def broken(*_: object) -> None:
         raise RuntimeError("strange tensor")
 
-    monkeypatch.setattr("ics_apps.probes.plans._values", broken)
+    monkeypatch.setattr("ics_apps.probes.plans.read", broken)
     model = nn.Sequential(nn.ReLU())
     with pytest.warns(UserWarning, match="cannot read '0' and leaves it out: strange tensor") as caught:
         table = watch(model, torch.ones(1, 1), torch.ones(1, 1), turns=2)
@@ -223,3 +223,35 @@ def test_the_state_survives_a_weights_only_file(tmp_path) -> None:
         second.start(1)
         model(x)
         assert second.close()["drift_w1"].tolist() == [0.0, 0.0]
+
+
+def test_gradients_of_a_gradient_penalty_are_read_at_the_last_backward_pass() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)), torch.randn(8, 4, requires_grad=True)
+    kept: list[Tensor] = []
+
+    def keep_gradient(_module: nn.Module, _args: tuple[Any, ...], y: Tensor) -> None:
+        y.register_hook(kept.append)
+
+    recorder = Recorder(select_layers(model).chosen)
+    with recorder:
+        recorder.start(0)
+        hook = model[1].register_forward_hook(keep_gradient)
+        # The first pass gives gradients that require gradients themselves.
+        (penalty,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        penalty.square().sum().backward()
+        table = recorder.close()
+        hook.remove()
+    assert len(kept) == 2
+    assert table["grad_rms"][1] == pytest.approx(float(kept[-1].detach().square().mean().sqrt()), rel=1e-6)
+
+
+def test_an_activation_whose_output_changes_its_form_keeps_its_channel_axis() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU())
+    recorder = Recorder(select_layers(model).chosen)
+    x = torch.randn(4, 5, 3)
+    with recorder:
+        for turn in range(2):
+            recorder.start(turn)
+            model[1](model[0](x) if turn == 0 else model[0](x)[::2])
+            table = recorder.close()
+            assert table["channels"].tolist() == [8, 8]

@@ -8,9 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ics_apps.probes.columns import Table
-
-Key = tuple[str, str, int]
+from ics_apps.probes.columns import Key, Table
 
 WINDOW: Final = 32  # samples that a layer's own history spans
 EARLY: Final = 10  # samples whose largest gradient is the measure of a usual one

@@ -12,8 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ics_apps.probes.alarms.memory import Key
-from ics_apps.probes.columns import Table
+from ics_apps.probes.columns import Key, Table
 
 BoolArray = NDArray[np.bool_]
 Chain = NDArray[np.intp]
