@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ics_apps.callbacks import ActivationMonitor
 from ics_apps.probes import Recorder, select_layers
-from ics_apps.probes.taps import Tap
+from ics_apps.probes.activations.taps import Tap
 
 
 class Clock:

@@ -18,9 +18,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from ics_apps.callbacks.monitor_alarms import MonitorAlarms, OnAlarm
 from ics_apps.callbacks.monitor_log import MonitorLog
 from ics_apps.callbacks.monitor_parts import MonitorParts
-from ics_apps.probes.columns import Table
-from ics_apps.probes.compiled import compiled_before, silent_layers
-from ics_apps.probes.recorder import Recorder, check_sample_size
+from ics_apps.probes.activations.columns import Table
+from ics_apps.probes.activations.compiled import compiled_before, silent_layers
+from ics_apps.probes.activations.recorder import Recorder, check_sample_size
 from ics_apps.probes.selection import LayerTest, select_layers
 from ics_apps.runs.layout import MONITOR
 
@@ -63,7 +63,7 @@ class ActivationMonitor(Callback):
     each rank reads its share of the sample, the shares are joined with one collective operation a sample, and the table
     is that of the joint batch.
 
-    The columns are described in `ics_apps.probes.columns`.
+    The columns are described in `ics_apps.probes.activations.columns`.
 
     Files: `part-<first step>.parquet` in `dirpath`, written every 8 samples, at the end of each epoch, with each
     checkpoint and when training ends in whatever way. Once there are 1,024 samples every second one is dropped, and

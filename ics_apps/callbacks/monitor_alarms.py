@@ -1,6 +1,6 @@
 """What the monitor's alarms lead to: a line on the screen, a line in a file, the end of training.
 
-The rules are in `ics_apps.probes.alarms`.
+The rules are in `ics_apps.probes.activations.alarms`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ics_apps.callbacks.alarm_file import AlarmFile
-from ics_apps.probes.alarms import Alarm, Watch, make_rules
-from ics_apps.probes.columns import Table
+from ics_apps.probes.activations.alarms import Alarm, Watch, make_rules
+from ics_apps.probes.activations.columns import Table
 
 OnAlarm = Literal["warn", "log", "stop"]
 AlarmChoice = Sequence[str] | Mapping[str, Mapping[str, float]]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from lightning.pytorch.loggers import Logger
 
 from ics_apps.nearest import did_you_mean
-from ics_apps.probes.columns import STATISTICS, Table, label
+from ics_apps.probes.activations.columns import STATISTICS, Table, label
 
 
 class MonitorLog:

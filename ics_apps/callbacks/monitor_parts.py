@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ics_apps.probes.columns import BINS, COLUMNS, HISTOGRAM, Table
+from ics_apps.probes.activations.columns import BINS, COLUMNS, HISTOGRAM, Table
 from ics_apps.runs.atomic import sweep_parts, write_atomically
 
 if TYPE_CHECKING:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from ics_apps.probes.columns import Table, label
-from ics_apps.probes.drift import History, gaussian_kl, wasserstein1
-from ics_apps.probes.histogram import Histograms, edges
-from ics_apps.probes.moments import describe, summarise
-from ics_apps.probes.norm_state import batch_moments, batch_noise, running_gap, running_var_gap
-from ics_apps.probes.recorder import Recorder
-from ics_apps.probes.sampling import first_tensor, locate, read
-from ics_apps.probes.saturation import Tails, tails_of
+from ics_apps.probes.activations.columns import Table, label
+from ics_apps.probes.activations.drift import History, gaussian_kl, wasserstein1
+from ics_apps.probes.activations.histogram import Histograms, edges
+from ics_apps.probes.activations.moments import describe, summarise
+from ics_apps.probes.activations.norm_state import batch_moments, batch_noise, running_gap, running_var_gap
+from ics_apps.probes.activations.recorder import Recorder
+from ics_apps.probes.activations.sampling import first_tensor, locate, read
+from ics_apps.probes.activations.saturation import Tails, tails_of
+from ics_apps.probes.activations.weights import WeightWatch
 from ics_apps.probes.selection import Layer, LayerChoice, Selection, kind_of, select_layers
-from ics_apps.probes.weights import WeightWatch
 
 __all__ = [
     "Histograms",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ics_apps.norms import NormalizedConcat
-from ics_apps.probes.alarms.choice import RULE_NAMES
+from ics_apps.probes.activations.alarms.choice import RULE_NAMES
 from tests.callbacks import alarm_runs as runs
 
 EVERY = 2  # steps between two samples

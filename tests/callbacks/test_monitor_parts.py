@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ics_apps.callbacks import monitor_parts
 from ics_apps.callbacks.monitor_parts import FOLDER, PART, WAITING, Limit, MonitorParts
-from ics_apps.probes.columns import BINS, COLUMNS, HISTOGRAM, Table
+from ics_apps.probes.activations.columns import BINS, COLUMNS, HISTOGRAM, Table
 
 MANY = 10**6
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from ics_apps.probes import histogram
+from ics_apps.probes.activations import histogram
 from ics_apps.reports import ridges
 from ics_apps.reports.bands import band_chart
 from ics_apps.reports.layers import telling_places

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ics_apps.probes import columns
+from ics_apps.probes.activations import columns
 from ics_apps.reports.layers import label, layer_grid, stream_ratios, summarise_layers, telling_places
 from ics_apps.reports.run_files import read_run
 from ics_apps.runs import layout
