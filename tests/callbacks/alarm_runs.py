@@ -267,6 +267,11 @@ class Outcome:
         """What is left of the first loss."""
         return sum(self.trace[-10:]) / sum(self.trace[:10])
 
+    @property
+    def leapt(self) -> float:
+        """The largest loss, in units of the largest of the first ten."""
+        return max(self.trace) / max(self.trace[:10])
+
 
 def train(
     module: LightningModule,

@@ -38,7 +38,7 @@ HEALTHY: dict[str, Callable[[str], Run]] = {
     "cnn-sgd": classify(runs.cnn, runs.gratings, "sgd", 0.1, 0.02),
     "cnn-adam": classify(runs.cnn, runs.gratings, "adam", 1e-3),
     "gelu-cnn-adamw": classify(runs.gelu_cnn, runs.gratings, "adamw", 3e-3),
-    "resnet-sgd": classify(runs.resnet, runs.gratings, "sgd", 0.1, 0.02),
+    "resnet-sgd": classify(runs.resnet, runs.gratings, "sgd", 0.1, 0.005),  # at 0.02 without norms the loss leaps
     "resnet-adamw": classify(runs.resnet, runs.gratings, "adamw", 3e-3),
     "vit-adamw": classify(runs.vit, runs.gratings, "adamw", 1e-3),
     "unet-adam": classify(runs.unet, runs.discs, "adam", 1e-3),
@@ -94,6 +94,7 @@ def run(kind: str, norm: str, seed: int, folder: Path, steps: int = STEPS) -> ru
 
 def check(outcome: runs.Outcome, kind: str) -> None:
     assert outcome.learned < (0.9 if "gan" in kind else 0.5)
+    assert outcome.leapt < 2, "no healthy run: its loss leapt"
     assert outcome.alarms["sentence"].tolist() == []
 
 

@@ -127,6 +127,15 @@ class Recorder:
         finally:
             self.tag = before
 
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Forwards inside are not read: those that a probe makes between two of the training's own."""
+        before, self.open = self.open, False
+        try:
+            yield
+        finally:
+            self.open = before
+
     def start(self, turn: int) -> None:
         """Read every forward of the watched layers from now on.
 

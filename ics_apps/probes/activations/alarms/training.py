@@ -13,6 +13,7 @@ from ics_apps.probes.activations.alarms.rows import SHARES
 from ics_apps.probes.activations.alarms.sample import FloatArray, Sample
 
 _ENOUGH: Final = 10  # earlier samples without which a history says nothing
+_SUDDEN: Final = 2.0  # times the drift of the sample before
 _NULL: Final = 1.8  # Wasserstein-1 of two samples of n values of one normal law is 1.8 sigma / sqrt(n)
 
 
@@ -65,10 +66,11 @@ class Nonfinite(Rule):
 class DriftSpike(Rule):
     """A Wasserstein-1 drift far above the layer's own history.
 
-    Spike: above exp(median + 6 MAD) of the logarithms of its last 32 drifts, above five times their median, above 0.5
-    standard deviations, and above five times what two samples of one law show by chance, 1.8 / sqrt(n). Logarithms,
-    because drift falls over orders of magnitude as training settles. Needs ten earlier samples. Softmax is exempt: it
-    begins almost uniform, so that its standard deviation is no measure.
+    Spike: above exp(median + 6 MAD) of the logarithms of its last 32 drifts, above five times their median, above twice
+    the last one, above 0.5 standard deviations, and above five times what two samples of one law show by chance,
+    1.8 / sqrt(n). Logarithms, because drift falls over orders of magnitude as training settles; the last one, because a
+    net that leaves a plateau moves faster from sample to sample, and no single sample stands out. Needs ten earlier
+    samples. Softmax is exempt: it begins almost uniform, so that its standard deviation is no measure.
 
     Other data show in the first layer, which no other layer can hide or cause, a jump of all weights in many layers. A
     few later layers that move alone are no alarm: so do new features, and the logits of a GAN's discriminator (ours).
@@ -102,7 +104,7 @@ class DriftSpike(Rule):
         if len(candidates):
             limit = floor.copy()
             limit[candidates] = self._limits(sample.remembered("drifts")[candidates], floor[candidates])
-        bad = (value > limit) & old
+        bad = (value > limit) & (value > _SUDDEN * self._last(sample)) & old
         if bad.any() and bad.sum() < self.share * (~np.isnan(value)).sum():
             bad &= sample.rows.inputs
 
@@ -113,6 +115,11 @@ class DriftSpike(Rule):
             )
 
         return Verdict(value, bad, limit, say)
+
+    def _last(self, sample: Sample) -> FloatArray:
+        """The drift of the sample before, 0 where there was none."""
+        drifts, age = sample.remembered("drifts"), sample.remembered("age").astype(np.int64)
+        return np.nan_to_num(drifts[np.arange(len(drifts)), (age - 1) % drifts.shape[1]])
 
     def _limits(self, history: FloatArray, floor: FloatArray) -> FloatArray:
         logs = np.where(history > 0, np.log(history), np.nan)

@@ -72,6 +72,11 @@ def test_only_the_first_layer_or_a_quarter_of_all_can_spike(table, alarms_of, mo
     assert [alarm.layer for alarm in found] == ([] if layer is None else [layer])
 
 
+def test_drift_that_grows_from_sample_to_sample_is_no_spike(table, alarms_of):
+    growing = [*STEADY, 0.2, 0.39, 0.75, 1.0]
+    assert not alarms_of("drift_spike", [table(["conv:a"], drift_w1=value) for value in growing])
+
+
 def test_drift_that_falls_as_training_settles_is_no_alarm(table, alarms_of):
     rng = np.random.default_rng(0)
     drifts = 2 * np.exp(-np.arange(200) / 25) * rng.lognormal(0, 0.3, 200)
