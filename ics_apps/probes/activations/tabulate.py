@@ -19,7 +19,7 @@ from ics_apps.probes.selection import Layer
 
 Float64 = NDArray[np.float64]
 
-BLOCK: Final = 16  # records described together: enough for fast array code, few enough to stay in the cache
+BLOCK: Final = 32  # records described together: enough for fast array code, few enough to stay in the cache
 _NORM_FIGURES: Final = ("running_gap", "running_var_gap", "batch_noise")
 _OF_CHANNELS: Final = ("activation", "stream", "conv", "linear")  # a norm with gamma near 0 is constant, and healthy
 
