@@ -7,7 +7,7 @@ alarm leads to is in `monitor_alarms`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,12 @@ class ActivationMonitor(Callback):
         else:
             with self._recorder.tagged(name):
                 yield
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Forwards inside are not watched: those that a probe makes beside the training's own."""
+        with self._recorder.muted() if self._recorder is not None else nullcontext():
+            yield
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the layers and put the hooks on: before anything is compiled, or torch would never call them."""

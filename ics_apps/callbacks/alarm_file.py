@@ -5,14 +5,11 @@ When an alarm fires, and what it says, is up to `ics_apps.probes`.
 
 from __future__ import annotations
 
-import csv
-import io
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
-from ics_apps.runs.atomic import write_atomically
+from ics_apps.callbacks.step_table import StepTable
 from ics_apps.runs.layout import ALARMS
 
 FIELDS: Final = ("step", "epoch", "rule", "layer", "value", "threshold", "sentence", "remedy")
@@ -23,8 +20,7 @@ FULL: Final = "file_full"  # the rule of the last line of a file that takes no m
 class AlarmFile:
     """One line an alarm; a file with a header only says that the run was watched and nothing fired.
 
-    The file is copied, extended and moved into place: a killed run leaves the old file or the new one. It takes 10,000
-    alarms; after them a last line with the rule `file_full` says that later ones are not written.
+    It takes 10,000 alarms; after them a last line with the rule `file_full` says that later ones are not written.
 
     Args:
         folder: where `_alarms.csv` lies.
@@ -41,6 +37,7 @@ class AlarmFile:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / ALARMS
+        self._table = StepTable(self.path, FIELDS)
         self._alarms = 0
         self._full = False
 
@@ -58,8 +55,7 @@ class AlarmFile:
         self._full = len(alarms) > room
         if self._full:
             rows.append({"step": alarms[room]["step"], "epoch": alarms[room]["epoch"], **_LAST})
-        old = self.path if self.path.is_file() else None
-        write_atomically(self.path, lambda file: _extend(old, rows, file))
+        self._table.add(rows)
         self._alarms += min(len(alarms), room)
 
     def drop_from(self, step: int) -> int:
@@ -71,12 +67,11 @@ class AlarmFile:
         Returns:
             The number of alarms removed.
         """
-        found = _read(self.path) if self.path.is_file() else []
-        kept = [row for row in found if _is_whole(row) and int(row["step"]) < step]
+        found = len(self._table.read())
+        kept = self._table.drop_from(step)
         self._full = any(row["rule"] == FULL for row in kept)
         self._alarms = len(kept) - self._full
-        write_atomically(self.path, lambda file: _extend(None, kept, file))
-        return len(found) - len(kept)
+        return found - len(kept)
 
 
 _LAST: Final = {
@@ -84,26 +79,3 @@ _LAST: Final = {
     "sentence": f"{MAX_ALARMS:,} alarms are written; this one and later ones are not.",
     "remedy": "Heed the first ones: most of the later ones follow from them.",
 }
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    # Bytes that are no UTF-8 are part of a damaged line.
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        return [row for row in csv.DictReader(file) if set(row) == set(FIELDS)]
-
-
-def _is_whole(row: Mapping[str, str | None]) -> bool:
-    """Not one that a full disk or a power cut left half-written."""
-    return None not in row.values() and (row["step"] or "").isdecimal()
-
-
-def _extend(old: Path | None, rows: Sequence[Mapping[str, Any]], file: IO[bytes]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, extrasaction="ignore", lineterminator="\n")
-    if old is None:
-        writer.writeheader()
-    else:
-        with old.open("rb") as before:
-            shutil.copyfileobj(before, file)
-    writer.writerows(rows)
-    file.write(text.getvalue().encode())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 
 from lightning.pytorch.loggers import Logger
 
+from ics_apps.callbacks.logger_scalars import LoggerScalars
 from ics_apps.nearest import did_you_mean
 from ics_apps.probes.activations.columns import STATISTICS, Table, label
 
@@ -30,25 +30,12 @@ class MonitorLog:
                 raise ValueError(f"log_scalars: '{statistic}' is no statistic of the monitor{hint}")
         self._statistics = tuple(statistics)
         self._everything = everything
-        self._failed: set[str] = set()
+        self._loggers = LoggerScalars("ActivationMonitor")
 
     def write(self, loggers: Sequence[Logger], step: int, table: Table, more: Mapping[str, float]) -> None:
         """Log one table, and scalars that are not in it; a logger that fails once gets no more."""
-        wanted = [logger for logger in loggers if self._takes_scalars(logger)]
-        scalars = {**self._scalars(table), **more} if wanted else {}
-        for logger in wanted if scalars else ():
-            try:
-                logger.log_metrics(scalars, step=step)
-            except Exception as error:  # a logger may raise anything, and training must go on
-                name = type(logger).__name__
-                self._failed.add(name)
-                warnings.warn(
-                    f"ActivationMonitor: {name} failed and gets no more scalars: {type(error).__name__}: {error}",
-                    stacklevel=2,
-                )
-
-    def _takes_scalars(self, logger: Logger) -> bool:
-        return getattr(logger, "accepts_monitor_scalars", True) and type(logger).__name__ not in self._failed
+        if self._loggers.takers(loggers):
+            self._loggers.write(loggers, step, {**self._scalars(table), **more})
 
     def _scalars(self, table: Table) -> dict[str, float]:
         telling = [kind in ("stream", "norm") for kind in table["kind"]]

@@ -17,6 +17,7 @@ PREVIOUS_CHECKPOINT: Final = "previous.ckpt"
 BEST_CHECKPOINT: Final = "best.ckpt"
 MONITOR: Final = "monitor"
 ALARMS: Final = "_alarms.csv"  # in MONITOR; the underscore hides it from readers of Parquet folders
+PROBES: Final = "probes"  # one CSV a table; which columns, in `ics_apps.callbacks`
 PANELS: Final = "panels"
 PANELS_INDEX: Final = "index.json"
 PREDICTIONS: Final = "predictions"

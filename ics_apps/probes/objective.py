@@ -1,0 +1,143 @@
+"""The loss of one fixed batch as a function of the weights: what the probes differentiate.
+
+Nothing is measured here; which weights are moved, and along what, is up to each probe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim import Optimizer
+
+from ics_apps.probes.preserve import ProbeError, Surroundings, Weights
+
+
+class Objective:
+    """L(w) of one batch, the same function at every call.
+
+    Before each call the random generators and buffers are put back to where they were, so that dropout masks repeat
+    and running statistics do not wander; the modes stay as they are, so a batch norm in training uses its batch's own
+    statistics. When the `with` block ends the model is as it was, to the bit: weights, gradients, buffers, modes,
+    random numbers, states of metrics and of the optimizers named.
+
+    Code compiled by torch runs eagerly inside, as it cannot be differentiated twice.
+
+    Args:
+        model: the model.
+        loss: computes the scalar loss of the batch, with its graph; called often.
+        optimizers: those that step inside the block; their states are put back.
+        grad_scale: what losses are multiplied by before they are differentiated, and gradients divided by (float16).
+
+    Attributes:
+        names: names of the parameters that require a gradient; a tied one has the first of its names.
+        parameters: those parameters, each once.
+
+    Raises:
+        ProbeError: no parameter requires a gradient; or, when called, the loss is no scalar, has no graph or is not
+            finite.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> _ = model.weight.data.fill_(3.0)
+        >>> with Objective(model, lambda: model(torch.ones(1, 1)).square().sum()) as objective:
+        ...     objective.value(), objective.gradient()[0].item()
+        (9.0, 6.0)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[], Tensor],
+        *,
+        optimizers: Sequence[Optimizer] = (),
+        grad_scale: float = 1.0,
+    ) -> None:
+        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        if not named:
+            raise ProbeError("No parameter of the model requires a gradient: unfreeze the part to be measured.")
+        self.model = model
+        self.names = tuple(name for name, _ in named)
+        self.parameters = tuple(parameter for _, parameter in named)
+        self.grad_scale = grad_scale
+        self._loss = loss
+        self._optimizers = optimizers
+        self._kept: tuple[Surroundings, Weights] | None = None
+
+    def __enter__(self) -> Self:
+        self._kept = Surroundings(self.model), Weights(self.model, self._optimizers)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._kept is not None:
+            surroundings, weights = self._kept
+            weights.restore()
+            surroundings.restore()
+            self._kept = None
+
+    def loss(self) -> Tensor:
+        """The loss at the present weights, a scalar with its graph."""
+        if self._kept is None:
+            raise RuntimeError("The objective is closed: use it inside `with Objective(...) as objective:`.")
+        self._kept[0].restore()
+        with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+            loss = self._loss()
+        return _checked(loss)
+
+    def twice_differentiable_loss(self) -> Tensor:
+        """The same for second derivatives, of which fused attention has none: it takes plain operations."""
+        with sdpa_kernel(SDPBackend.MATH):
+            return self.loss()
+
+    def value(self) -> float:
+        """The loss at the present weights."""
+        return float(self.loss().detach())
+
+    def gradient(self, of: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """The gradient of the loss at the present weights, unscaled.
+
+        Args:
+            of: with respect to these; None for all `parameters`.
+
+        Returns:
+            One tensor each, zeros for one that the loss does not depend on.
+        """
+        inputs = list(self.parameters if of is None else of)
+        found = torch.autograd.grad(self.loss() * self.grad_scale, inputs, allow_unused=True)
+        pairs = zip(inputs, found, strict=True)
+        return [torch.zeros_like(x) if g is None else g.detach() / self.grad_scale for x, g in pairs]
+
+    def weights(self) -> list[Tensor]:
+        """A copy of the present weights."""
+        return [parameter.detach().clone() for parameter in self.parameters]
+
+    def set_weights(self, weights: Sequence[Tensor]) -> None:
+        """Move to these weights."""
+        for parameter, content in zip(self.parameters, weights, strict=True):
+            parameter.data.copy_(content)
+
+    @contextmanager
+    def at(self, weights: Sequence[Tensor]) -> Iterator[None]:
+        """At these weights inside the block, and back to the present ones."""
+        present = self.weights()
+        self.set_weights(weights)
+        try:
+            yield
+        finally:
+            self.set_weights(present)
+
+
+def _checked(loss: Tensor) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        received = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ProbeError(f"The loss is {received}; give a function that returns a scalar tensor.")
+    if not loss.requires_grad:
+        raise ProbeError("The loss has no graph: compute it from the model's output, without detach or no_grad.")
+    if not bool(torch.isfinite(loss.detach()).all()):
+        raise ProbeError(f"The loss is {float(loss.detach())}: there is nothing to differentiate; measure earlier.")
+    return loss.reshape(())
