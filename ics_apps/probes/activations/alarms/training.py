@@ -119,7 +119,8 @@ class DriftSpike(Rule):
     def _last(self, sample: Sample) -> FloatArray:
         """The drift of the sample before, 0 where there was none."""
         drifts, age = sample.remembered("drifts"), sample.remembered("age").astype(np.int64)
-        return np.nan_to_num(drifts[np.arange(len(drifts)), (age - 1) % drifts.shape[1]])
+        last: FloatArray = np.nan_to_num(drifts[np.arange(len(drifts)), (age - 1) % drifts.shape[1]])
+        return last
 
     def _limits(self, history: FloatArray, floor: FloatArray) -> FloatArray:
         logs = np.where(history > 0, np.log(history), np.nan)
