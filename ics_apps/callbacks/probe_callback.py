@@ -5,6 +5,7 @@ What is measured is in `ics_apps.probes`, one callback a probe beside this file.
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -101,8 +102,8 @@ class ProbeCallback(Callback, ABC):
         self._failed = False
 
     @abstractmethod
-    def measure(self, occasion: Occasion) -> Measured:
-        """Measure at one step; whatever the model loses here, the probe has to put back."""
+    def measure(self, occasion: Occasion) -> Measured | None:
+        """Measure at one step; whatever the model loses here, the probe has to put back. None: nothing to write yet."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the files, now that the step at which training goes on is known."""
@@ -156,9 +157,9 @@ class ProbeCallback(Callback, ABC):
         loss = training_loss(trainer, pl_module, batch, batch_idx, self.loss)
         return Occasion(trainer, pl_module, batch, batch_idx, loss, scale)
 
-    def _attempt(self, trainer: Trainer, measure: Callable[[], Measured | None]) -> None:
-        """Measure and write; a failure is told and ends the measuring, not the training."""
-        step, began = trainer.global_step, time.perf_counter()
+    def _attempt(self, trainer: Trainer, measure: Callable[[], Measured | None], step: int | None = None) -> None:
+        """Measure and write, at the present step if none is given; a failure ends the measuring, not the training."""
+        began = time.perf_counter()
         try:
             with _unwatched(trainer):
                 measured = measure()
@@ -171,7 +172,7 @@ class ProbeCallback(Callback, ABC):
             self.seconds += time.perf_counter() - began
         if measured is not None:
             self._count += 1
-            self.write(trainer, step, measured)
+            self.write(trainer, trainer.global_step if step is None else step, measured)
 
     def write(self, trainer: Trainer, step: int, measured: Measured) -> None:
         """Write what was measured at a step to the files and the loggers."""
@@ -180,6 +181,16 @@ class ProbeCallback(Callback, ABC):
                 self._files[name].add([{"step": step, **row} for row in rows])
         if trainer.is_global_zero:
             self._loggers.write(trainer.loggers, step, measured.scalars)
+
+
+def defined(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without the figures that are NaN, whose cells stay empty.
+
+    Example:
+        >>> defined({"layer": "fc", "cosine": math.nan})
+        {'layer': 'fc'}
+    """
+    return {name: value for name, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Nothing is measured here; which weights are moved, and along what, is up to each
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -26,7 +26,8 @@ class Objective:
     statistics. When the `with` block ends the model is as it was, to the bit: weights, gradients, buffers, modes,
     random numbers, states of metrics and of the optimizers named.
 
-    Code compiled by torch runs eagerly inside, as it cannot be differentiated twice.
+    Code compiled by torch runs eagerly inside, as it cannot be differentiated twice. What the loss changes in its batch
+    stays changed: a loss that works in place has to be given a copy each time.
 
     Args:
         model: the model.
@@ -39,8 +40,8 @@ class Objective:
         parameters: those parameters, each once.
 
     Raises:
-        ProbeError: no parameter requires a gradient; or, when called, the loss is no scalar, has no graph or is not
-            finite.
+        ProbeError: no parameter requires a gradient; or, when called, the loss is no scalar, has no graph, is not
+            finite or goes through a reentrant checkpoint.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
@@ -68,12 +69,17 @@ class Objective:
         self._loss = loss
         self._optimizers = optimizers
         self._kept: tuple[Surroundings, Weights] | None = None
+        self._inside = ExitStack()
+        self._is_seen = False
 
     def __enter__(self) -> Self:
         self._kept = Surroundings(self.model), Weights(self.model, self._optimizers)
+        # Not only around the forward: a checkpointed part runs again in the backward.
+        self._inside.enter_context(torch.compiler.set_stance("force_eager"))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._inside.close()
         if self._kept is not None:
             surroundings, weights = self._kept
             weights.restore()
@@ -85,14 +91,17 @@ class Objective:
         if self._kept is None:
             raise RuntimeError("The objective is closed: use it inside `with Objective(...) as objective:`.")
         self._kept[0].restore()
-        with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
-            loss = self._loss()
-        return _checked(loss)
+        with torch.enable_grad():
+            loss = _checked(self._loss())
+        if not self._is_seen:
+            _check_graph(loss)
+            self._is_seen = True
+        return loss
 
     def twice_differentiable_loss(self) -> Tensor:
-        """The same for second derivatives, of which fused attention has none: it takes plain operations."""
-        with sdpa_kernel(SDPBackend.MATH):
-            return self.loss()
+        """The same for second derivatives, of which fused attention has none: from now on it takes plain operations."""
+        self._inside.enter_context(sdpa_kernel(SDPBackend.MATH))
+        return self.loss()
 
     def value(self) -> float:
         """The loss at the present weights."""
@@ -108,7 +117,9 @@ class Objective:
             One tensor each, zeros for one that the loss does not depend on.
         """
         inputs = list(self.parameters if of is None else of)
-        found = torch.autograd.grad(self.loss() * self.grad_scale, inputs, allow_unused=True)
+        with torch.enable_grad():
+            scaled = self.loss() * self.grad_scale
+        found = torch.autograd.grad(scaled, inputs, allow_unused=True)
         pairs = zip(inputs, found, strict=True)
         return [torch.zeros_like(x) if g is None else g.detach() / self.grad_scale for x, g in pairs]
 
@@ -141,3 +152,18 @@ def _checked(loss: Tensor) -> Tensor:
     if not bool(torch.isfinite(loss.detach()).all()):
         raise ProbeError(f"The loss is {float(loss.detach())}: there is nothing to differentiate; measure earlier.")
     return loss.reshape(())
+
+
+def _check_graph(loss: Tensor) -> None:
+    """A reentrant checkpoint hides the weights inside: their gradients would be taken for zero."""
+    waiting, seen = [loss.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "CheckpointFunctionBackward":
+            raise ProbeError(
+                "The model checkpoints with use_reentrant=True, which shows no weights to a probe: set it to False."
+            )
+        waiting.extend(following for following, _ in node.next_functions)

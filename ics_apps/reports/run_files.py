@@ -15,6 +15,7 @@ from ics_apps.reports.alarm_files import Alarm, read_alarms
 from ics_apps.reports.metric_files import Series, read_curves, read_text
 from ics_apps.reports.monitor_files import read_monitor
 from ics_apps.reports.panels import PanelCase, read_panels
+from ics_apps.reports.probe_files import read_probes
 from ics_apps.runs import layout
 
 _MARKS: Final = (
@@ -23,6 +24,7 @@ _MARKS: Final = (
     layout.METRICS_TABLE,
     layout.METRICS_SUMMARY,
     layout.MONITOR,
+    layout.PROBES,
     layout.PANELS,
 )
 
@@ -45,6 +47,7 @@ class RunFiles:
         summary: metrics.json, {} where it is missing.
         monitor: Rows of the monitor (a pandas DataFrame, see `read_monitor`), None where there are none.
         alarms: What the monitor raised, by step; None where it did not watch.
+        probes: Tables of the probes by name (pandas DataFrames, see `read_probes`); None where nobody probed.
         panels: Cases with images, worst first.
         problems: Sentences about files that could be read only in part.
     """
@@ -58,6 +61,7 @@ class RunFiles:
     summary: dict[str, float] = field(default_factory=dict)
     monitor: Any = None
     alarms: tuple[Alarm, ...] | None = None
+    probes: dict[str, Any] | None = None
     panels: tuple[PanelCase, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -95,6 +99,7 @@ def read_run(run_dir: Path) -> RunFiles:
         summary={str(name): float(value) for name, value in summary.items() if _is_number(value)},
         monitor=read_monitor(run_dir / layout.MONITOR, problems),
         alarms=read_alarms(run_dir / layout.MONITOR / layout.ALARMS, problems),
+        probes=read_probes(run_dir / layout.PROBES, problems),
         panels=read_panels(run_dir / layout.PANELS, problems),
         problems=tuple(problems),
     )

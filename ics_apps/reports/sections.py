@@ -1,4 +1,4 @@
-"""Puts the parts of the page in the order in which people look: verdict, words, curves, layers, cases, configuration.
+"""Puts the parts of the page in the order in which people look: verdict, words, curves, layers, probes, cases, origin.
 
 A part whose files are missing says in one sentence what is missing and how to get it.
 """
@@ -14,6 +14,7 @@ from ics_apps.reports.layer_sections import layer_sections
 from ics_apps.reports.masking import mask_command, mask_yaml
 from ics_apps.reports.panels import PanelCase, embed
 from ics_apps.reports.parts import Case, Page, Section, Table, as_figures
+from ics_apps.reports.probe_sections import probe_sections
 from ics_apps.reports.reading import describe_run
 from ics_apps.reports.verdict import clock, facts, notes, plain, tiles
 from ics_apps.reports.wording import number
@@ -39,7 +40,15 @@ def build_page(run: RunFiles) -> Page:
         facts=facts(run),
         notes=notes(run),
         reading=tuple(" ".join(paragraph) for paragraph in describe_run(run)),
-        sections=(_curves(run), alarm_section(run), *layer_sections(run), _cases(run), _config(run), _origin(run)),
+        sections=(
+            _curves(run),
+            alarm_section(run),
+            *layer_sections(run),
+            *probe_sections(run),
+            _cases(run),
+            _config(run),
+            _origin(run),
+        ),
     )
 
 

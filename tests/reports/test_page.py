@@ -50,9 +50,9 @@ def page_of(run: Path) -> str:
 def test_finished_run_gives_every_section_in_reading_order(finished_page):
     page = finished_page
     ids = re.findall(r'<section id="(\w+)">', page)
-    assert ids == ["curves", "alarms", *LAYERS, "cases", "config", "origin"]
+    assert ids == ["curves", "alarms", *LAYERS, "probes", "cases", "config", "origin"]
     assert page.index('class="tiles"') < page.index('class="reading"') < page.index('id="curves"')
-    assert 'class="missing"' not in page
+    assert page.count('class="missing"') == 1  # of the probes, which are not switched on
 
 
 def test_report_goes_into_the_run_directory_unless_told(make_run, tmp_path):
@@ -152,11 +152,12 @@ def test_run_with_nothing_but_its_config_says_what_is_missing(make_run):
             file.unlink()
     page = page_of(run)
     missing = re.findall(r'<p class="missing">([^<]+)</p>', page)
-    assert len(missing) == 5
+    assert len(missing) == 6
     assert "metrics.csv holds no metrics yet" in missing[0]
     assert "add ics_apps.callbacks.ActivationMonitor" in missing[2]
-    assert "when a run tests its best checkpoint" in missing[3]
-    assert "run.json is missing" in missing[4]
+    assert "This run was not probed" in missing[3]
+    assert "when a run tests its best checkpoint" in missing[4]
+    assert "run.json is missing" in missing[5]
 
 
 def test_interrupted_run_with_half_a_line_and_damaged_files_still_gives_a_page(make_run):
@@ -186,7 +187,7 @@ def test_monitor_without_a_finite_number_still_gives_a_page(make_watched):
     nan = float("nan")
     page = page_of(make_watched(change=lambda row: {**row, **dict.fromkeys(floats(row), nan), "dead_channels": -1}))
     missing = re.findall(r'<section id="(\w+)">\n<h2>[^<]*</h2>\n<p class="missing">', page)
-    assert missing == LAYERS
+    assert missing == [*LAYERS, "probes"]
 
 
 def test_files_of_an_older_monitor_show_what_they_hold_and_name_what_they_do_not(make_run):
@@ -196,6 +197,7 @@ def test_files_of_an_older_monitor_show_what_they_hold_and_name_what_they_do_not
         "Nothing was watched for alarms",
         "No gradient above 0 was measured",
         "No weight was measured",
+        "This run was not probed",
     ]
     assert "Percentile bands of 6 layers by step." in page
     assert "Histograms of" not in page
