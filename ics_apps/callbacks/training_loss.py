@@ -50,7 +50,7 @@ def training_loss(
     def loss() -> Tensor:
         # A step may work in place, and the next call has to find the batch as it came.
         own = apply_to_collection(batch, Tensor, _copy)
-        with trainer.strategy.precision_plugin.train_step_context(), _unlogged(pl_module):
+        with trainer.strategy.precision_plugin.train_step_context(), unlogged(pl_module):
             found: Any = method(own, batch_idx) if numbered else method(own)
         if isinstance(found, Mapping):
             if "loss" not in found:
@@ -80,7 +80,8 @@ def _copy(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _unlogged(pl_module: LightningModule) -> Iterator[None]:
+def unlogged(pl_module: LightningModule) -> Iterator[None]:
+    """Inside, what the module logs goes nowhere."""
     own = {name: pl_module.__dict__[name] for name in _LOGGING if name in pl_module.__dict__}
     pl_module.__dict__.update(dict.fromkeys(_LOGGING, _ignore))
     try:

@@ -75,8 +75,8 @@ def _mixing_reading(mixing: Any, step: int) -> str:
     forbidden = int((~mixing["allowed"].to_numpy(dtype=bool)).sum())
     judged = f"{forbidden} of them not allowed" if forbidden else "all of them allowed"
     return (
-        f"At step {step} samples saw each other from {printable(first['layer'])} on: each other sample of the batch "
-        f"had {_share(float(first['ratio']))} of a sample's own influence on its output. "
+        f"At step {step} samples saw each other from {printable(first['layer'])} on, in which each other sample of the "
+        f"batch had {_share(float(first['ratio']))} of a sample's own influence on its output. "
         f"{count(len(mixing), 'module')} mixed samples, {judged}. {_RATIO}"
     )
 
