@@ -30,8 +30,8 @@ def test_modules_that_mix_are_named_and_those_that_may_not_are_marked(table_of):
     ]
     section = leakage_section(table_of("leakage", rows))
     assert section.note.startswith(
-        "At step 0 samples saw each other from std on: each other sample of the batch had 50 % of a sample's own "
-        "influence on its output. 2 modules mixed samples, 1 of them not allowed."
+        "At step 0 samples saw each other from std on, in which each other sample of the batch had 50 % of a sample's "
+        "own influence on its output. 2 modules mixed samples, 1 of them not allowed."
     )
     (table,) = section.tables
     assert table.rows == (("bn", "0.125", "not allowed"), ("std", "0.500", "allowed"))
