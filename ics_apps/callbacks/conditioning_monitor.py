@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from ics_apps.callbacks.probe_callback import Measured, Occasion, ProbeCallback
+from ics_apps.callbacks.probe_callback import Measured, Occasion, ProbeCallback, defined
 from ics_apps.probes.conditioning import input_conditioning
 
 
@@ -74,16 +74,9 @@ class ConditioningMonitor(ProbeCallback):
         """One row a layer."""
         with occasion.objective() as objective:
             found = input_conditioning(occasion.module, objective.loss, self.layers, self.max_layers)
-        rows = [
-            {name: value for name, value in dataclasses.asdict(layer).items() if not _is_unknown(value)}
-            for layer in found
-        ]
+        rows = [defined(dataclasses.asdict(layer)) for layer in found]
         conditions = sorted(layer.condition for layer in found if not math.isnan(layer.condition))
         if not conditions:
             return Measured({"conditioning": rows})
         scalars = {"conditioning/worst": conditions[-1], "conditioning/median": conditions[len(conditions) // 2]}
         return Measured({"conditioning": rows}, scalars)
-
-
-def _is_unknown(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)

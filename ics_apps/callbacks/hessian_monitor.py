@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
-
-from torch.optim import Optimizer
 
 from ics_apps.callbacks.probe_callback import Measured, Occasion, ProbeCallback
 from ics_apps.probes.spectrum import Curvature, check_budget, curvature
@@ -99,7 +97,7 @@ class HessianMonitor(ProbeCallback):
         """The figures and the density at this step."""
         with occasion.objective() as objective:
             found = curvature(objective, self.max_products, self.starts, self.tolerance)
-        row = {**_figures(found), "sharpness_limit": _sharpness_limit(occasion.trainer.optimizers)}
+        row = {**_figures(found), "sharpness_limit": 2 / lr if (lr := occasion.largest_lr) > 0 else math.nan}
         known = {name: value for name, value in row.items() if not math.isnan(value)}
         points = zip(*(axis.tolist() for axis in found.spectrum.density()), strict=True)
         density = [{"eigenvalue": eigenvalue, "density": share} for eigenvalue, share in points]
@@ -124,10 +122,3 @@ def _figures(found: Curvature) -> dict[str, Any]:
         "damping": spectrum.damping,
         "products": found.products,
     }
-
-
-def _sharpness_limit(optimizers: Sequence[Optimizer]) -> float:
-    """2 / lr; NaN without a learning rate above 0."""
-    rates = [float(group["lr"]) for optimizer in optimizers for group in optimizer.param_groups if "lr" in group]
-    largest = max(rates, default=0.0)
-    return 2 / largest if largest > 0 else math.nan

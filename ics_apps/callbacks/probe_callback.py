@@ -50,6 +50,12 @@ class Occasion:
         """The batch's loss as a function of the weights; to be used in a `with` block."""
         return Objective(self.module, self.loss, grad_scale=self.grad_scale)
 
+    @property
+    def largest_lr(self) -> float:
+        """The largest learning rate of the optimizers, 0 if there is none."""
+        groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+        return max((float(group["lr"]) for group in groups if "lr" in group), default=0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:

@@ -116,12 +116,18 @@ class Objective:
         Returns:
             One tensor each, zeros for one that the loss does not depend on.
         """
+        return self.value_and_gradient(of)[1]
+
+    def value_and_gradient(self, of: Sequence[Tensor] | None = None) -> tuple[float, list[Tensor]]:
+        """Both, from one forward pass."""
         inputs = list(self.parameters if of is None else of)
         with torch.enable_grad():
-            scaled = self.loss() * self.grad_scale
+            loss = self.loss()
+            scaled = loss * self.grad_scale
         found = torch.autograd.grad(scaled, inputs, allow_unused=True)
         pairs = zip(inputs, found, strict=True)
-        return [torch.zeros_like(x) if g is None else g.detach() / self.grad_scale for x, g in pairs]
+        gradient = [torch.zeros_like(x) if g is None else g.detach() / self.grad_scale for x, g in pairs]
+        return float(loss.detach()), gradient
 
     def weights(self) -> list[Tensor]:
         """A copy of the present weights."""
