@@ -1,4 +1,8 @@
-"""Numbers about a model and a batch: functions and accumulators, no Lightning."""
+"""Numbers about a model and a batch: functions and accumulators, no Lightning.
+
+What the activation monitor reads is offered here; every other probe is a module of its own, such as
+`ics_apps.probes.covariate_shift`, and takes an `Objective` or a model.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from ics_apps.probes.activations.recorder import Recorder
 from ics_apps.probes.activations.sampling import first_tensor, locate, read
 from ics_apps.probes.activations.saturation import Tails, tails_of
 from ics_apps.probes.activations.weights import WeightWatch
+from ics_apps.probes.objective import Objective
+from ics_apps.probes.preserve import ProbeError, preserved
 from ics_apps.probes.selection import Layer, LayerChoice, Selection, kind_of, select_layers
 
 __all__ = [
@@ -18,6 +24,8 @@ __all__ = [
     "History",
     "Layer",
     "LayerChoice",
+    "Objective",
+    "ProbeError",
     "Recorder",
     "Selection",
     "Table",
@@ -32,6 +40,7 @@ __all__ = [
     "kind_of",
     "label",
     "locate",
+    "preserved",
     "read",
     "running_gap",
     "running_var_gap",

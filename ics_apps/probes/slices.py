@@ -146,4 +146,5 @@ def _filter_axes(model: nn.Module) -> dict[nn.Parameter, int]:
 def _lengths(x: Tensor, axis: int) -> Tensor:
     """The length of each filter, in a shape that spreads over the others."""
     others = [other for other in range(x.ndim) if other != axis]
-    return torch.linalg.vector_norm(x.detach(), dim=others, keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(x.detach(), dim=others, keepdim=True)
+    return lengths

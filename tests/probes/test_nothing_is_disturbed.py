@@ -12,12 +12,16 @@ import torch
 from ics_apps.probes.batch_composition import batch_composition
 from ics_apps.probes.conditioning import input_conditioning
 from ics_apps.probes.covariate_shift import ShiftMeter, covariate_shift
+from ics_apps.probes.gradient_flow import gradient_flow
 from ics_apps.probes.input_drift import InputDrift
+from ics_apps.probes.landscape import landscape
 from ics_apps.probes.leakage import gradient_leakage
 from ics_apps.probes.objective import Objective
 from ics_apps.probes.parameter_layers import parameter_layers
 from ics_apps.probes.perturbation import perturbation_leakage
 from ics_apps.probes.preserve import preserved
+from ics_apps.probes.scale_invariance import scale_invariant_weights
+from ics_apps.probes.slices import filter_normalised_direction, slice_2d
 from ics_apps.probes.spectrum import curvature
 from tests.probes.subjects import SUBJECTS, Subject, fingerprint
 
@@ -51,6 +55,22 @@ def _input_conditioning(subject: Subject) -> None:
         input_conditioning(subject.model, objective.loss)
 
 
+def _landscape(subject: Subject) -> None:
+    with Objective(subject.model, subject.loss) as objective:
+        landscape(objective, [0.1, 1.0])
+
+
+def _slice_2d(subject: Subject) -> None:
+    with Objective(subject.model, subject.loss) as objective:
+        first, second = (filter_normalised_direction(objective, seed) for seed in (0, 1))
+        slice_2d(objective, first, second, [-1.0, 1.0], [0.5])
+
+
+def _scale_invariant_weights(subject: Subject) -> None:
+    with Objective(subject.model, subject.loss) as objective:
+        scale_invariant_weights(objective)
+
+
 PROBES: dict[str, Probe] = {
     "parameter_layers": _parameter_layers,
     "curvature": _curvature,
@@ -58,6 +78,10 @@ PROBES: dict[str, Probe] = {
     "covariate_shift": lambda s: covariate_shift(s.model, s.loss, s.step, optimizers=s.optimizers),
     "input_drift": _input_drift,
     "input_conditioning": _input_conditioning,
+    "landscape": _landscape,
+    "slice_2d": _slice_2d,
+    "scale_invariant_weights": _scale_invariant_weights,
+    "gradient_flow": lambda s: gradient_flow(s.model, [s.loss, s.loss]),
     "gradient_leakage": lambda s: gradient_leakage(s.model, (s.batch,)),
     "batch_composition": lambda s: batch_composition(s.model, s.batch, s.batch.flip(0)),
     "perturbation_leakage": lambda s: perturbation_leakage(s.model, (s.batch,)),
