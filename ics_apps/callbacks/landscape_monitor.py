@@ -31,8 +31,9 @@ class LandscapeMonitor(ProbeCallback):
     Santurkar et al.: with momentum or Adam the learning rate is but a scale. The rate is the largest of the optimizers.
 
     It writes `probes/landscape.csv`, one row a step size, the first (0) being W itself, and logs `landscape/loss_range`
-    (largest less least loss), `landscape/gradient_range` likewise, and `landscape/beta`. A figure that is not finite is
-    left empty.
+    (largest less least loss), `landscape/gradient_range` likewise, and `landscape/beta`. Where a step
+    leads too far the loss is written as inf and what is not known of the gradient is left empty; loggers get finite
+    figures only. With small rates under bfloat16 the smoothness is rounding, see `landscape`.
 
     A measurement costs a training step for each multiple and one more, 8 by default; every 250 steps that is 3.2 %. It
     holds two copies of the weights while it measures.
@@ -50,7 +51,7 @@ class LandscapeMonitor(ProbeCallback):
         >>> LandscapeMonitor(lr_multiples=[0.0, 1.0])
         Traceback (most recent call last):
         ...
-        ValueError: lr_multiples is [0.0, 1.0]; give one or more numbers above 0.
+        ValueError: lr_multiples is [0.0, 1.0]; give one or more finite numbers above 0.
 
     Reference: Santurkar et al. 2018 (1805.11604), section 3.1 and appendix A.2.2.
     """
@@ -67,8 +68,8 @@ class LandscapeMonitor(ProbeCallback):
         dirpath: str | Path | None = None,
     ) -> None:
         super().__init__(every_n_steps, loss, dirpath)
-        if not lr_multiples or not all(multiple > 0 for multiple in lr_multiples):
-            raise ValueError(f"lr_multiples is {list(lr_multiples)}; give one or more numbers above 0.")
+        if not lr_multiples or not all(0 < multiple < math.inf for multiple in lr_multiples):
+            raise ValueError(f"lr_multiples is {list(lr_multiples)}; give one or more finite numbers above 0.")
         self.lr_multiples = tuple(lr_multiples)
 
     def measure(self, occasion: Occasion) -> Measured | None:
@@ -89,7 +90,7 @@ def _rows(found: Landscape, lr_multiples: Sequence[float]) -> list[dict[str, Any
     points = zip(
         lr_multiples,
         found.step_sizes.tolist(),
-        (loss if math.isfinite(loss) else math.nan for loss in found.losses.tolist()),
+        found.losses.tolist(),
         found.gradient_changes.tolist(),
         found.smoothness.tolist(),
         strict=True,

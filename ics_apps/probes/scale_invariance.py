@@ -11,6 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from ics_apps.probes.filters import filters_of, owner_of
 from ics_apps.probes.objective import Objective
 from ics_apps.probes.preserve import ProbeError
 from ics_apps.probes.selection import kind_of
@@ -100,7 +101,7 @@ def scale_invariant_weights(objective: Objective, tolerance: float = 1e-3) -> li
     for name, part in parts.items():
         if part.parameter.ndim < 2 or name.startswith(norms):
             continue
-        part.shape = _filters_of(objective.model, name)
+        part.shape = filters_of(objective.model, name)
         bias = _bias_name(name)
         beside = parts.get(bias)
         attempts = [[part]]
@@ -227,23 +228,7 @@ def _gradients(objective: Objective) -> tuple[list[Tensor], float]:
     return gradients, max(rounding for dtype, rounding in ROUNDING.items() if dtype in seen)
 
 
-def _owner(name: str) -> str:
-    """Path of the module to which a parameter belongs; a parametrization shapes its owner's weight."""
-    parts = name.split(".")
-    return ".".join(parts[: parts.index("parametrizations")] if "parametrizations" in parts else parts[:-1])
-
-
 def _bias_name(name: str) -> str:
     parts = name.split(".")
     own = parts[parts.index("parametrizations") + 1] if "parametrizations" in parts else parts[-1]
-    return f"{_owner(name)}.{own.replace('weight', 'bias')}".removeprefix(".")
-
-
-def _filters_of(model: nn.Module, name: str) -> tuple[int, int, int, int]:
-    """Shape (groups, inputs, outputs of a group, rest), in which axes 0 and 2 number the filters of a weight."""
-    module, shape = model.get_submodule(_owner(name)), model.get_parameter(name).shape
-    if isinstance(module, nn.modules.conv._ConvTransposeNd) and len(shape) > 2 and shape[0] == module.in_channels:
-        return module.groups, shape[0] // module.groups, shape[1], math.prod(shape[2:])
-    if type(module).__name__ == "Conv1D":  # of transformers: (inputs, outputs)
-        return 1, shape[0], shape[1], 1
-    return 1, 1, shape[0], math.prod(shape[1:])
+    return f"{owner_of(name)}.{own.replace('weight', 'bias')}".removeprefix(".")

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ics_apps.probes.filters import filters_of
 from ics_apps.probes.objective import Objective
 from ics_apps.probes.preserve import ProbeError
 from ics_apps.probes.selection import kind_of
@@ -24,8 +25,8 @@ Float64 = NDArray[np.float64]
 def filter_normalised_direction(objective: Objective, seed: int = 0) -> list[Tensor]:
     """A random direction whose filters are as long as those of the weights: d_ij <- d_ij ||w_ij|| / ||d_ij||.
 
-    d is Gaussian. A filter is a row along the weight's output axis (the first one; the second of transposed
-    convolutions with one group). Biases, weights of norms and other vectors stay where they are: their direction is 0.
+    d is Gaussian. A filter is all that makes one output channel, see `filters_of`. Biases and other vectors, all
+    parameters of norms and the lengths that weight norm keeps stay where they are: their direction is 0.
     With it, a net whose filters are c times as long and do the same has the same slice.
 
     Args:
@@ -47,16 +48,16 @@ def filter_normalised_direction(objective: Objective, seed: int = 0) -> list[Ten
 
     Reference: Li et al. 2018 (1712.09913), section 4.
     """
-    axes = _filter_axes(objective.model)
+    filters = _filters(objective.model)
+    if not any(parameter in filters for parameter in objective.parameters):
+        raise ProbeError("The model has no weight with filters: there is no filter-normalised direction.")
     generator = torch.Generator().manual_seed(seed)
     direction = []
     for parameter in objective.parameters:
         # Drawn for all of them, so that a seed means the same whatever is left out.
         d = torch.randn(parameter.shape, generator=generator).to(parameter)
-        axis = axes.get(parameter)
-        direction.append(torch.zeros_like(d) if axis is None else d * _lengths(parameter, axis) / _lengths(d, axis))
-    if all(axes.get(parameter) is None for parameter in objective.parameters):
-        raise ProbeError("The model has no weight with filters: there is no filter-normalised direction.")
+        shape = filters.get(parameter)
+        direction.append(torch.zeros_like(d) if shape is None else _normalised(d, parameter, shape))
     return direction
 
 
@@ -130,21 +131,24 @@ def _value(objective: Objective) -> float:
         return math.inf
 
 
-def _filter_axes(model: nn.Module) -> dict[nn.Parameter, int]:
-    """The output axis of each weight that has filters."""
-    axes: dict[nn.Parameter, int] = {}
-    for module in model.modules():
-        if kind_of(module) == "norm":
-            continue
-        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
-        for parameter in module.parameters(recurse=False):
-            if parameter.ndim > 1:
-                axes.setdefault(parameter, int(transposed))
-    return axes
+def _filters(model: nn.Module) -> dict[nn.Parameter, tuple[int, int, int, int]]:
+    """Of each weight that has filters the shape in which axes 0 and 2 number them."""
+    # Also what lies inside a norm: the table of a conditional one is its weights and biases.
+    of_norms = {parameter for m in model.modules() if kind_of(m) == "norm" for parameter in m.parameters()}
+    return {
+        parameter: filters_of(model, name)
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1 and parameter not in of_norms and not _is_lengths(name, parameter)
+    }
 
 
-def _lengths(x: Tensor, axis: int) -> Tensor:
-    """The length of each filter, in a shape that spreads over the others."""
-    others = [other for other in range(x.ndim) if other != axis]
-    lengths: Tensor = torch.linalg.vector_norm(x.detach(), dim=others, keepdim=True)
-    return lengths
+def _is_lengths(name: str, parameter: nn.Parameter) -> bool:
+    """Whether it holds the filters' lengths beside their directions, as weight norm has it: no filter, but a scale."""
+    return name.endswith((".original0", "weight_g")) and parameter.numel() == max(parameter.shape)
+
+
+def _normalised(d: Tensor, weight: nn.Parameter, shape: tuple[int, int, int, int]) -> Tensor:
+    """A direction whose filters are as long as those of the weight."""
+    lengths = [torch.linalg.vector_norm(x.detach().reshape(shape), dim=(1, 3), keepdim=True) for x in (weight, d)]
+    normalised: Tensor = d.view(shape) * lengths[0] / lengths[1]
+    return normalised.view(d.shape)

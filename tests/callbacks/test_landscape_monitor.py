@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ics_apps.callbacks.landscape_monitor import LR_MULTIPLES, LandscapeMonitor
+from ics_apps.callbacks.probe_callback import Measured
 from ics_apps.probes.landscape import landscape
 from ics_apps.probes.objective import Objective
 
@@ -95,7 +97,46 @@ def test_a_warm_up_that_begins_at_zero_is_measured_from_the_second_time_on(tmp_p
     assert {row["step"] for row in rows_of(tmp_path)} == {"2"}
 
 
-@pytest.mark.parametrize("multiples", [[], [0.0], [1.0, -1.0]])
+class Root(Fit):
+    """A loss that is not defined beyond a certain step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(()))
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.w.sqrt()  # g = 1/2, so w reaches 0 after 20 learning rates
+
+
+def test_a_step_too_far_is_an_infinite_loss_that_no_logger_gets(tmp_path):
+    logged: list[dict[str, float]] = []
+
+    class Noting(LandscapeMonitor):
+        def write(self, trainer: Trainer, step: int, measured: Measured) -> None:
+            logged.append(dict(measured.scalars))
+            super().write(trainer, step, measured)
+
+    fit(tmp_path, Root(), Noting(every_n_steps=10, lr_multiples=[1.0, 30.0], dirpath=tmp_path))
+    near, far = rows_of(tmp_path)[1:]
+    assert float(near["loss"]) < 1
+    assert (far["loss"], far["gradient_change"], far["smoothness"]) == ("inf", "", "")
+    assert set(logged[0]) == {"landscape/gradient_range", "landscape/beta"}
+
+
+@pytest.mark.parametrize("name", ["classifier", "checkpointed", "shared", "gan"])
+def test_it_measures_a_strangers_module_in_mixed_precision(name, strangers, batches, make_trainer, tmp_path):
+    module = strangers[name]()
+    if name == "gan":
+        type(module).probe_loss = lambda self, batch: self.d(self.g(torch.randn(len(batch), 8))).square().mean()
+    try:
+        make_trainer(LandscapeMonitor(dirpath=tmp_path), precision="bf16-mixed").fit(module, batches)
+    finally:
+        if name == "gan":
+            del type(module).probe_loss
+    assert len(rows_of(tmp_path)) == 1 + len(LR_MULTIPLES)
+
+
+@pytest.mark.parametrize("multiples", [[], [0.0], [1.0, -1.0], [math.inf]])
 def test_multiples_are_above_zero(multiples):
     with pytest.raises(ValueError, match="lr_multiples"):
         LandscapeMonitor(lr_multiples=multiples)

@@ -285,6 +285,21 @@ def test_a_failure_is_said_once_and_training_goes_on(
     assert all(torch.equal(after[name], without[name]) for name in without)
 
 
+def test_under_a_scaler_a_step_that_overflows_is_left_out_and_the_next_one_is_tried(
+    make_trainer: MakeTrainer, batches: Any
+) -> None:
+    class Scaler:
+        def get_scale(self) -> float:
+            return 65536.0
+
+    probe = Failing(ProbeError("The gradient overflows."))
+    trainer = make_trainer(probe)
+    trainer.precision_plugin.scaler = Scaler()  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning, match="Failing measures nothing at step 0: The gradient overflows"):
+        trainer.fit(Classifier(), batches)
+    assert len(probe.occasions) == 24
+
+
 def test_a_module_that_steps_by_hand_is_told_what_to_write(make_trainer: MakeTrainer, batches: Any) -> None:
     trainer = make_trainer(Slope())
     with pytest.warns(UserWarning, match=r"Slope measures no more .* give it a method `probe_loss\(batch\)`"):

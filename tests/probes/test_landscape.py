@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -84,6 +85,25 @@ def test_a_flat_loss_has_no_direction():
     objective = Objective(model, lambda: 0 * model(torch.ones(1, 2)).sum())
     with objective, pytest.raises(ProbeError, match="no direction"):
         landscape(objective, [1.0])
+
+
+def test_an_array_of_step_sizes_will_do():
+    model = quadratic(0)
+    with Objective(model, model.loss) as objective:
+        found = landscape(objective, np.geomspace(0.1, 1.0, 3))
+    assert found.step_sizes == pytest.approx([0.1, math.sqrt(0.1), 1.0])
+
+
+def test_the_gradient_of_an_embedding_may_be_sparse():
+    torch.manual_seed(0)
+    dense, tokens = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 1)).double(), torch.randint(10, (6,))
+    sparse = copy.deepcopy(dense)
+    sparse[0].sparse = True
+    found = []
+    for model in (dense, sparse):
+        with Objective(model, lambda model=model: model(tokens).square().mean()) as objective:
+            found.append(landscape(objective, [0.1, 1.0]).smoothness)
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
 
 
 @pytest.mark.parametrize("sizes", [[], [0.0], [-1.0, 1.0], [math.inf], [math.nan]])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from ics_apps.norms import make_norm
+from ics_apps.norms import make_norm, norm_context
 from ics_apps.probes.objective import Objective
 from ics_apps.probes.preserve import ProbeError
 from ics_apps.probes.slices import filter_normalised_direction, slice_1d, slice_2d
@@ -62,15 +65,83 @@ def test_filters_are_as_long_as_those_of_the_weights_and_vectors_do_not_move():
         assert not direction[name].any(), name
 
 
-def test_the_slice_of_a_net_whose_filters_are_longer_and_do_the_same_is_the_same():
-    short, long = net(), net()
-    long[0].weight.data.mul_(10.0)  # the norm behind takes the length away
-    slices = []
-    for model in (short, long):
-        model[1].eps = 0.0
-        with Objective(model, loss_of(model)) as objective:
-            slices.append(slice_1d(objective, filter_normalised_direction(objective), np.linspace(-1, 1, 5)))
-    assert slices[0] == pytest.approx(slices[1], rel=1e-10)
+def stretched(model: nn.Module) -> nn.Module:
+    """One filter ten times as long; the norm behind it takes the length away."""
+    model[0].weight.data[1] *= 10.0
+    return model
+
+
+def sliced(model: nn.Module, direction: Callable[[Objective], list[Tensor]]) -> np.ndarray:
+    model[1].eps = 0.0
+    with Objective(model, loss_of(model)) as objective:
+        return slice_1d(objective, direction(objective), np.linspace(-1, 1, 5))
+
+
+def plain_direction(objective: Objective) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn_like(parameter) * (parameter.ndim > 1) for parameter in objective.parameters]
+
+
+def test_the_slice_of_a_net_with_a_longer_filter_that_does_the_same_is_the_same():
+    assert sliced(stretched(net()), filter_normalised_direction) == pytest.approx(
+        sliced(net(), filter_normalised_direction), rel=1e-10
+    )
+
+
+def test_in_a_direction_that_is_not_normalised_the_longer_filter_makes_the_loss_look_flatter():
+    short, long = sliced(net(), plain_direction), sliced(stretched(net()), plain_direction)
+    assert short[2] == pytest.approx(long[2], rel=1e-10)
+    assert abs(short - long).max() > 0.1 * short[2]
+
+
+def test_layers_of_which_one_gives_length_to_the_other_have_the_same_slice():
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Identity(), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).double()
+    second = copy.deepcopy(first)
+    for parameter in second[0].parameters():
+        parameter.data.mul_(8.0)
+    second[4].weight.data.div_(8.0)
+    assert sliced(second, filter_normalised_direction) == pytest.approx(
+        sliced(first, filter_normalised_direction), rel=1e-12
+    )
+
+
+def test_what_lies_inside_a_norm_does_not_move():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), make_norm({"name": "conditional_batch", "num_classes": 3}, 4))
+    table = model[1].conditional.table.weight
+    nn.init.ones_(table)
+
+    def loss() -> Tensor:
+        with norm_context(label=torch.tensor([0, 1])):
+            return model(torch.ones(2, 1, 5, 5)).square().sum()
+
+    with Objective(model, loss) as objective:
+        directions = dict(zip(objective.parameters, filter_normalised_direction(objective), strict=True))
+    assert not directions[table].any()
+    assert directions[model[0].weight].any()
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_of_a_weight_under_weight_norm_the_directions_move_and_the_lengths_do_not(kind):
+    model = nn.Sequential(weight_norm(kind(2, 4, 3)))
+    with Objective(model, lambda: model(torch.ones(1, 2, 5, 5)).square().sum()) as objective:
+        found = dict(zip(objective.names, filter_normalised_direction(objective), strict=True))
+    moving = [name for name, direction in found.items() if direction.any()]
+    assert moving == ["0.parametrizations.weight.original1"]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("wrap", [lambda layer: layer, spectral_norm])
+def test_filters_of_a_transposed_convolution_are_its_output_channels(wrap, groups):
+    layer = wrap(nn.ConvTranspose2d(4, 6, 2, groups=groups))
+    with Objective(layer, lambda: layer(torch.ones(1, 4, 5, 5)).square().sum()) as objective:
+        direction, *_ = (d for d in filter_normalised_direction(objective) if d.ndim > 1)
+        weight, *_ = (p for p in objective.parameters if p.ndim > 1)
+
+    def lengths(x: Tensor) -> Tensor:
+        return x.detach().view(groups, 4 // groups, 6 // groups, 4).square().sum((1, 3))
+
+    torch.testing.assert_close(lengths(direction), lengths(weight))
 
 
 def test_a_seed_gives_one_direction():
