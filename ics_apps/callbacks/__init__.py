@@ -5,6 +5,7 @@ from __future__ import annotations
 from ics_apps.callbacks.activation_monitor import ActivationMonitor
 from ics_apps.callbacks.auto_precision import AutoPrecision
 from ics_apps.callbacks.conditioning_monitor import ConditioningMonitor
+from ics_apps.callbacks.freeze_layers import FreezeLayers
 from ics_apps.callbacks.gradient_flow_monitor import GradientFlowMonitor
 from ics_apps.callbacks.hessian_monitor import HessianMonitor
 from ics_apps.callbacks.ics_monitor import ICSMonitor
@@ -18,6 +19,7 @@ __all__ = [
     "ActivationMonitor",
     "AutoPrecision",
     "ConditioningMonitor",
+    "FreezeLayers",
     "GradientFlowMonitor",
     "HessianMonitor",
     "ICSMonitor",

@@ -26,6 +26,7 @@ _DESCRIPTIONS: Final = {
     "validate": "Evaluate a checkpoint on the validation cases.",
     "test": "Evaluate a checkpoint on the test cases.",
     "predict": "Write predictions of a checkpoint for inputs without truth.",
+    "export": "Write the net of a checkpoint as a file for other programs.",
 }
 
 
@@ -44,7 +45,8 @@ class Command:
         run_dir: Where the run writes (an existing run for `validate`, `test`, `predict` and resumes).
         resume: Continue training in `run_dir`.
         checkpoint: File to continue from or to evaluate; None with `resume`: the newest readable one.
-        init_from: File whose weights a new run starts from.
+        init_from: File or folder whose weights a new run starts from.
+        onnx: ONNX file that predicts in place of a checkpoint.
         allow: The user's own packages that a recipe may name.
         overrides: `--key value` pairs for the recipe parser, as typed.
         argv: The whole command as typed.
@@ -57,6 +59,7 @@ class Command:
     resume: bool
     checkpoint: Path | None
     init_from: Path | None
+    onnx: Path | None
     allow: tuple[str, ...]
     overrides: tuple[str, ...]
     argv: tuple[str, ...]
@@ -84,6 +87,8 @@ def parse_command(verb: str, arguments: list[str]) -> Command | None:
 def _resolve(
     verb: str, recipes: list[str], options: argparse.Namespace, overrides: list[str], argv: tuple[str, ...]
 ) -> Command:
+    if options.onnx and verb != "predict":
+        raise CommandError(f"--onnx goes with `ics-apps predict`; `{verb}` takes a checkpoint.")
     earlier_run = Path(recipes[0]) if (Path(recipes[0]) / CONFIG).is_file() else None
     files = [earlier_run / CONFIG] if earlier_run else recipe_files(recipes[0])
     for overlay in recipes[1:]:
@@ -92,6 +97,8 @@ def _resolve(
     name = _run_name(recipes)
     if verb in TRAINING_VERBS:
         run_dir, resume, checkpoint = _training_directory(name, options, out, earlier_run)
+    elif options.onnx:
+        run_dir, resume, checkpoint = _directory_of_onnx(name, options, out), False, None
     else:
         run_dir, checkpoint = _evaluated_run(name, options.ckpt_path or "best", out)
         resume = False
@@ -99,7 +106,8 @@ def _resolve(
         raise CommandError("--init_from starts a new training run; it cannot go with --ckpt_path or an evaluation.")
     return Command(
         verb=verb, recipe=recipes[0], configs=tuple(files), run_dir=run_dir, resume=resume, checkpoint=checkpoint,
-        init_from=options.init_from, allow=tuple(options.allow), overrides=_named_norms(overrides), argv=argv,
+        init_from=options.init_from, onnx=options.onnx, allow=tuple(options.allow),
+        overrides=_named_norms(overrides), argv=argv,
     )  # fmt: skip
 
 
@@ -131,6 +139,15 @@ def _evaluated_run(name: str, word: str, out: Path | None) -> tuple[Path, Path]:
         raise CommandError(f"there is no run of {name!r} to evaluate yet: train it, or give --ckpt_path FILE.")
     checkpoint = _checkpoint_path(word, existing)
     return existing or out or checkpoint.parent.parent, checkpoint
+
+
+def _directory_of_onnx(name: str, options: argparse.Namespace, out: Path | None) -> Path:
+    if options.ckpt_path:
+        raise CommandError(f"--onnx {options.onnx} stands for a checkpoint; leave out --ckpt_path {options.ckpt_path}.")
+    run_dir = newest_run_dir(name, out) or out
+    if run_dir is None:
+        raise CommandError(f"there is no run of {name!r} yet, so the masks need a folder to go to: --out DIR.")
+    return run_dir
 
 
 def _checkpoint_path(word: str, run_dir: Path | None) -> Path:
@@ -208,7 +225,11 @@ def _parser(verb: str) -> argparse.ArgumentParser:
         "--ckpt_path", metavar="WORD|FILE",
         help="fit, run: `last` continues the newest run; others: `best` (default), `last` or a file",
     )  # fmt: skip
-    parser.add_argument("--init_from", type=Path, metavar="FILE", help="start a new run from a checkpoint's weights")
+    parser.add_argument(
+        "--init_from", type=Path, metavar="FILE|DIR",
+        help="fit, run: start from the weights of a checkpoint, state dict, run or MONAI bundle",
+    )  # fmt: skip
+    parser.add_argument("--onnx", type=Path, metavar="FILE", help="predict: use this export in place of a checkpoint")
     parser.add_argument(
         "--allow", action="append", default=[], metavar="PACKAGE",
         help="let the recipe name classes of your own package; a recipe is a program, so read it first",

@@ -21,6 +21,7 @@ ics-apps: choose, watch and measure normalization in PyTorch Lightning projects.
 
   ics-apps run RECIPE [--out DIR] [--KEY VALUE ...]   train, test the best checkpoint, write a report
   ics-apps fit|validate|test|predict RECIPE [...]     one of these steps alone
+  ics-apps export RUN [--format onnx|torch_export]    the net of a run as a file for other programs
   ics-apps recipes list | show NAME | copy NAME DIR   what is shipped, and a copy to change
   ics-apps norms list | describe NAME                 the normalization registry
   ics-apps report RUN [RUN ...]                       one HTML page of a run, or of several side by side, offline
@@ -78,7 +79,7 @@ def _dispatch(arguments: list[str]) -> int:
 def _verbs() -> dict[str, Callable[[str, list[str]], int]]:
     return {
         "run": _train, "fit": _train, "validate": _train, "test": _train, "predict": _train,
-        "recipes": _recipes, "norms": _norms, "report": _report,
+        "export": _export, "recipes": _recipes, "norms": _norms, "report": _report,
     }  # fmt: skip
 
 
@@ -91,6 +92,12 @@ def _train(verb: str, arguments: list[str]) -> int:
     from ics_apps.cli.training import execute
 
     return execute(command)
+
+
+def _export(_verb: str, arguments: list[str]) -> int:
+    from ics_apps.cli.export import export_verb
+
+    return export_verb(arguments)
 
 
 def _recipes(_verb: str, arguments: list[str]) -> int:

@@ -21,6 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ics_apps.cli.command import RUN_DIR_OF_RANK_ZERO, TRAINING_VERBS, Command
+from ics_apps.cli.export import stand_in
 from ics_apps.cli.parsing import OneLineParser, allow_imports, plain_sentences
 from ics_apps.runs.atomic import write_text_atomically
 from ics_apps.runs.checkpoints import (
@@ -53,7 +54,7 @@ def execute(command: Command) -> int:
     """
     allow_imports(command.allow)
     os.environ[RUN_DIR_OF_RANK_ZERO] = str(command.run_dir)  # read by the further processes that a strategy starts
-    with _quiet():
+    with quiet():
         cli = TrainingCLI(command)
         try:
             return _VERBS[command.verb](cli)
@@ -199,6 +200,8 @@ def _evaluate(cli: TrainingCLI, stage: Any) -> int:
 
 
 def _predict(cli: TrainingCLI) -> int:
+    if cli.command.onnx:
+        stand_in(cli.model, cli.command.onnx)
     cli.trainer.predict(
         cli.model, datamodule=cli.datamodule, ckpt_path=cli.command.checkpoint, return_predictions=False,
         weights_only=True,
@@ -295,7 +298,7 @@ def _print_metrics(cli: TrainingCLI, metrics: dict[str, float]) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hold back what Lightning says about itself: hardware lists, advertising tips, worker counts."""
     handlers = [
         handler

@@ -50,7 +50,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Put `text` (UTF-8) in place of `path`, whole or not at all."""
-    content = text.encode()
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Put `content` in place of `path`, whole or not at all."""
 
     def write(file: IO[bytes]) -> None:
         file.write(content)

@@ -80,6 +80,7 @@ def compiled_before(model: nn.Module) -> list[str]:
         Dotted names, "" for the model itself.
 
     Example:
+        >>> torch.compiler.reset()
         >>> compiled_before(nn.Sequential(torch.compile(nn.Linear(1, 1))))
         []
 

@@ -1,21 +1,26 @@
-"""Write what the segmentation task sees: panels of tested cases for the report, and masks of predicted inputs."""
+"""Write what the segmentation task sees: panels of tested cases for the report, and predictions of inputs."""
 
 from __future__ import annotations
 
 import heapq
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ics_apps.runs.atomic import write_text_atomically
+from ics_apps.runs.atomic import write_atomically, write_text_atomically
 from ics_apps.runs.layout import PANELS, PANELS_INDEX, PREDICTIONS
+from ics_apps.tasks.segmentation.data.dicom import read_series
+from ics_apps.tasks.segmentation.data.formats import MAX_VOXELS
+from ics_apps.tasks.segmentation.data.grid import restore
 from ics_apps.tasks.segmentation.metrics import case_counts, overlap
 
 # Colours of classes 1, 2, ...: Okabe and Ito's palette, told apart by colour-blind readers too.
@@ -54,10 +59,11 @@ class PanelWriter(Callback):
         """Remember a case if it is among the worst or the best so far."""
         if not trainer.is_global_zero or not isinstance(outputs, Tensor):
             return
-        classes = len(_facts(pl_module)["class_names"])
-        dice, _ = overlap(case_counts(outputs, batch["mask"], classes))
+        facts, image = _facts(pl_module), restore(batch["image"], batch["grid"][0])[0]
+        prediction, truth = _one_label(outputs, facts), _one_label(batch["mask"], facts)
+        dice, _ = overlap(case_counts(prediction, truth, len(facts["class_names"]) + facts["multi_label"]))
         score = float(dice.nanmean()) if not dice.isnan().all() else 1.0
-        views = _views(batch["image"][0], batch["mask"][0], outputs[0])
+        views = _views(image, truth[0].clamp_min(0), prediction[0])
         entry = {"case": str(batch["case"][0]), "scores": {"dice": score}, "views": views}
         _keep(self._low, (-score, batch_idx, entry), self._worst)
         _keep(self._high, (score, batch_idx, entry), self._best)
@@ -81,10 +87,20 @@ class PanelWriter(Callback):
 
 
 class MaskWriter(BasePredictionWriter):
-    """Write each predicted mask to `<run>/predictions`, named like its input, with the values of the training masks.
+    """Write each prediction to `<run>/predictions`, named like its input.
 
-    A NIfTI input gives a NIfTI mask with the same affine, header and voxel order; a TIFF gives a TIFF; any other image
-    a PNG.
+    ==================  =======================================  ==================  =================
+    output              holds                                    of a NIfTI          of another image
+    ==================  =======================================  ==================  =================
+    mask                values of the training masks             NIfTI               TIFF, PNG, NPZ
+    probabilities       float32, one a class (the last axis of   `.probabilities`    `.probabilities`
+                        the NIfTI, the first of the array)       `.nii.gz`           `.npz`
+    uncertainty         float32, nats                            `.uncertainty`      `.uncertainty`
+                                                                 `.nii.gz`           `.tif`
+    ==================  =======================================  ==================  =================
+
+    A NIfTI has the affine, header, size and voxel order of its input; that of a DICOM series has all but the header.
+    Labels that exclude none another are written as one mask of 0 and 1 for each, `<input>.<label>`.
     """
 
     def __init__(self) -> None:
@@ -94,30 +110,103 @@ class MaskWriter(BasePredictionWriter):
         self, trainer: Trainer, pl_module: LightningModule, prediction: Any, batch_indices: Any, batch: Any,
         batch_idx: int, dataloader_idx: int,
     ) -> None:  # fmt: skip
-        """Write the masks of one batch."""
-        values = np.asarray(_facts(pl_module)["mask_values"])
+        """Write the predictions of one batch: a tensor of masks, or a dict as of `Predictor.outputs`."""
         folder = Path(trainer.default_root_dir) / PREDICTIONS
         folder.mkdir(parents=True, exist_ok=True)
-        for classes, source in zip(prediction, batch["source"], strict=True):
-            write_mask(folder, Path(source), values[classes.cpu().numpy()])
+        outputs = {"mask": prediction} if isinstance(prediction, Tensor) else prediction
+        facts = _facts(pl_module)
+        for row, source in enumerate(map(Path, batch["source"])):
+            arrays = {name: values[row].cpu().numpy() for name, values in outputs.items()}
+            _write_masks(folder, source, arrays["mask"], len(outputs["mask"].shape) == batch["image"].dim(), facts)
+            if "probabilities" in arrays:
+                write_probabilities(folder, source, arrays["probabilities"], facts["class_names"])
+            if "uncertainty" in arrays:
+                write_map(folder, source, "uncertainty", arrays["uncertainty"])
 
 
-def write_mask(folder: Path, source: Path, mask: NDArray[Any]) -> Path:
-    r"""Write `mask` (file values, \*S) into `folder` under the name of `source`; returns the file."""
+def write_mask(folder: Path, source: Path, mask: NDArray[Any], name: str = "") -> Path:
+    r"""Write `mask` (file values, \*S) into `folder`, by the name of `source` or another; returns the file.
+
+    Raises:
+        ValueError: The source is a NIfTI of another size.
+    """
     mask = mask.astype(np.uint8 if mask.max(initial=0) <= np.iinfo(np.uint8).max else np.int32)
-    name = source.name.lower()
-    if name.endswith((".nii", ".nii.gz")):
-        path = folder / source.name
+    path = folder / (name or source.name)
+    if _is_nifti(source):
         _write_nifti(path, source, mask)
-    elif name.endswith((".tif", ".tiff")):
+    elif source.is_dir():
+        path = path.with_name(f"{path.name}.nii.gz")
+        _write_series(path, source, mask)
+    elif mask.ndim > 2 and source.name.lower().endswith((".npy", ".npz")):
+        path = path.with_suffix(".npz")
+        write_atomically(path, lambda file: np.savez_compressed(file, mask=mask))
+    elif source.name.lower().endswith((".tif", ".tiff")):
         from tifffile import imwrite
 
-        path = folder / source.name
         imwrite(path, mask, compression="zlib")
     else:
-        path = folder / f"{source.stem}.png"
+        path = path.with_suffix(".png")
         Image.fromarray(mask).save(path)
     return path
+
+
+def write_probabilities(folder: Path, source: Path, values: NDArray[np.float32], class_names: Sequence[str]) -> Path:
+    r"""Write probabilities (K, \*S): a NIfTI beside a NIfTI, else an NPZ of `probabilities` and `class_names`."""
+    if _is_nifti(source) or source.is_dir():
+        return write_map(folder, source, "probabilities", np.moveaxis(values, 0, -1))
+    path = folder / f"{_stem(source)}.probabilities.npz"
+    names = np.asarray(class_names)
+    write_atomically(
+        path, lambda file: np.savez_compressed(file, probabilities=values.astype(np.float32), class_names=names)
+    )
+    return path
+
+
+def write_map(folder: Path, source: Path, kind: str, values: NDArray[Any]) -> Path:
+    r"""Write a map (\*S) in float32: a NIfTI beside a NIfTI, which may have a further axis, else a TIFF."""
+    values = values.astype(np.float32)
+    if _is_nifti(source) or source.is_dir():
+        path = folder / f"{_stem(source)}.{kind}.nii.gz"
+        (_write_series if source.is_dir() else _write_nifti)(path, source, values)
+        return path
+    from tifffile import imwrite
+
+    path = folder / f"{_stem(source)}.{kind}.tif"
+    imwrite(path, values, compression="zlib")
+    return path
+
+
+def _write_masks(folder: Path, source: Path, mask: NDArray[Any], by_label: bool, facts: dict[str, Any]) -> None:
+    if not by_label:
+        write_mask(folder, source, np.asarray(facts["mask_values"])[mask])
+        return
+    suffixes = "".join(source.suffixes[-2:]) if _is_nifti(source) else source.suffix
+    for name, labels in zip(facts["class_names"], mask, strict=True):
+        write_mask(folder, source, labels, f"{_stem(source)}.{name}{suffixes}")
+
+
+def _one_label(masks: Tensor, facts: dict[str, Any]) -> Tensor:
+    """Class indices to colour: of labels that overlap the last one, on a background."""
+    if not facts["multi_label"]:
+        return masks
+    numbers = torch.arange(1, masks.shape[1] + 1, device=masks.device).view(-1, *[1] * (masks.dim() - 2))
+    return ((masks > 0) * numbers).amax(1)
+
+
+def _is_nifti(source: Path) -> bool:
+    return source.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def _stem(source: Path) -> str:
+    """The name without its format; that of a folder as it is.
+
+    Example:
+        >>> _stem(Path("a/case.1.nii.gz")), _stem(Path("b.png"))
+        ('case.1', 'b')
+    """
+    if source.is_dir():
+        return source.name
+    return source.name[: -len(".nii.gz")] if source.name.lower().endswith(".nii.gz") else source.stem
 
 
 def _facts(pl_module: LightningModule) -> dict[str, Any]:
@@ -125,16 +214,32 @@ def _facts(pl_module: LightningModule) -> dict[str, Any]:
     return facts
 
 
-def _write_nifti(path: Path, source: Path, mask: NDArray[Any]) -> None:
+def _write_nifti(path: Path, source: Path, values: NDArray[Any]) -> None:
+    """Write values on the voxels of `source`, with one further axis at most."""
     try:
         import nibabel
     except ImportError as error:
         raise ImportError("NIfTI files need nibabel: pip install 'ics-apps[medical]'") from error
     image: Any = nibabel.load(source)
+    size = tuple(image.shape[:3])
+    # Readers drop trailing axes of one voxel; the file keeps them.
+    if size[2:] == (1,) and values.shape[2:3] != (1,):
+        values = np.expand_dims(values, 2)
+    if values.shape[: len(size)] != size:
+        raise ValueError(f"{source.name} has {size} voxels and its prediction {values.shape}; it cannot be overlaid")
     header = image.header.copy()
-    header.set_data_dtype(mask.dtype)
+    header.set_data_dtype(values.dtype)
     header.set_slope_inter(1, 0)
-    nibabel.save(nibabel.Nifti1Image(mask, image.affine, header), path)  # type: ignore[no-untyped-call]
+    header["cal_min"] = header["cal_max"] = 0  # the grey levels in which to show the input
+    nibabel.save(nibabel.Nifti1Image(values, image.affine, header), path)  # type: ignore[no-untyped-call]
+
+
+def _write_series(path: Path, source: Path, values: NDArray[Any]) -> None:
+    """Write values on the voxels of a DICOM series as a NIfTI."""
+    import nibabel
+
+    affine = read_series(source, MAX_VOXELS).affine
+    nibabel.save(nibabel.Nifti1Image(values, affine), path)  # type: ignore[no-untyped-call]
 
 
 def _keep(heap: list[tuple[float, int, dict[str, Any]]], item: tuple[float, int, dict[str, Any]], size: int) -> None:

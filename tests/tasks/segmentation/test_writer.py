@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from ics_apps.tasks.segmentation.writer import write_mask
+from ics_apps.tasks.segmentation.writer import MaskWriter, write_map, write_mask, write_probabilities
 
 
 def test_a_png_or_jpeg_input_gives_a_png_with_the_training_values(tmp_path: Path) -> None:
@@ -44,3 +47,84 @@ def test_values_above_255_are_kept(tmp_path: Path) -> None:
     from tifffile import imread
 
     assert imread(write_mask(tmp_path, Path("a.tif"), np.array([[0, 1000]]))).tolist() == [[0, 1000]]
+
+
+def nifti_of(path: Path, *shape: int) -> Path:
+    nibabel = pytest.importorskip("nibabel")
+    affine = np.array([[0, -1.5, 0, 3], [0.8, 0, 0.1, -7], [0, 0.1, -5, 2], [0, 0, 0, 1.0]])
+    source = nibabel.Nifti1Image(np.zeros(shape, np.int16), affine)
+    source.header["cal_max"] = 900
+    nibabel.save(source, path)
+    return path
+
+
+def test_probabilities_and_uncertainty_of_a_nifti_overlay_it(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    source = nifti_of(tmp_path / "scan.one.nii.gz", 2, 3, 4)
+    out = tmp_path / "out"
+    out.mkdir()
+    values = np.random.default_rng(0).random((5, 2, 3, 4), np.float32)
+    probabilities = write_probabilities(out, source, values, list("abcde"))
+    uncertainty = write_map(out, source, "uncertainty", values[0])
+    assert [path.name for path in (probabilities, uncertainty)] == [
+        "scan.one.probabilities.nii.gz", "scan.one.uncertainty.nii.gz",
+    ]  # fmt: skip
+    for path, expected in ((probabilities, np.moveaxis(values, 0, -1)), (uncertainty, values[0])):
+        written = nibabel.load(path)
+        assert np.array_equal(written.affine, nibabel.load(source).affine)
+        assert written.header.get_zooms()[:3] == nibabel.load(source).header.get_zooms()
+        assert written.get_data_dtype() == np.float32
+        assert np.array_equal(np.asarray(written.dataobj), expected)
+        assert written.header["cal_max"] == 0
+
+
+def test_probabilities_of_a_picture_are_an_npz_with_the_classes(tmp_path: Path) -> None:
+    from tifffile import imread
+
+    values = np.random.default_rng(0).random((2, 3, 4), np.float32)
+    with np.load(write_probabilities(tmp_path, Path("in/a.png"), values, ["none", "cell"])) as file:
+        assert np.array_equal(file["probabilities"], values)
+        assert file["class_names"].tolist() == ["none", "cell"]
+    path = write_map(tmp_path, Path("in/a.png"), "uncertainty", values[0])
+    assert path.name == "a.uncertainty.tif"
+    assert np.array_equal(imread(path), values[0])
+
+
+def test_a_slice_saved_as_a_volume_keeps_its_third_axis(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    source = nifti_of(tmp_path / "slice.nii", 4, 5, 1)
+    out = tmp_path / "out"
+    out.mkdir()
+    assert nibabel.load(write_mask(out, source, np.ones((4, 5), int))).shape == (4, 5, 1)
+    assert nibabel.load(write_probabilities(out, source, np.ones((3, 4, 5)), list("abc"))).shape == (4, 5, 1, 3)
+
+
+def test_a_prediction_of_another_size_is_refused(tmp_path: Path) -> None:
+    source = nifti_of(tmp_path / "scan.nii", 4, 5, 6)
+    with pytest.raises(ValueError, match="cannot be overlaid"):
+        write_mask(tmp_path, source, np.ones((4, 5, 7), int))
+
+
+class Model:
+    facts = {"class_names": ["a", "b"], "mask_values": [0, 7]}  # noqa: RUF012
+
+
+def written(tmp_path: Path, prediction: Any, source: Path) -> list[str]:
+    trainer = SimpleNamespace(default_root_dir=tmp_path)
+    batch = {"source": [str(source)], "image": torch.zeros(1, 1, 2, 3)}
+    MaskWriter().write_on_batch_end(trainer, Model(), prediction, None, batch, 0, 0)  # type: ignore[arg-type]
+    return sorted(path.name for path in (tmp_path / "predictions").iterdir())
+
+
+def test_the_writer_takes_masks_alone_or_all_outputs(tmp_path: Path) -> None:
+    mask = torch.tensor([[[0, 1, 1], [0, 0, 0]]])
+    assert written(tmp_path, mask, Path("x.png")) == ["x.png"]
+    assert np.asarray(Image.open(tmp_path / "predictions" / "x.png")).tolist() == [[0, 7, 7], [0, 0, 0]]
+    outputs = {"mask": mask, "probabilities": torch.rand(1, 2, 2, 3), "uncertainty": torch.rand(1, 2, 3)}
+    assert written(tmp_path, outputs, Path("x.png")) == ["x.png", "x.probabilities.npz", "x.uncertainty.tif"]
+
+
+def test_labels_are_written_one_by_one(tmp_path: Path) -> None:
+    labels = torch.tensor([[[[0, 1, 1], [0, 0, 0]], [[1, 1, 1], [0, 0, 0]]]])
+    assert written(tmp_path, {"mask": labels}, Path("x.y.png")) == ["x.y.a.png", "x.y.b.png"]
+    assert np.asarray(Image.open(tmp_path / "predictions" / "x.y.b.png")).tolist() == [[1, 1, 1], [0, 0, 0]]

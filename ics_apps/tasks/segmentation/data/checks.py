@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ics_apps.nearest import nearest_name
-from ics_apps.tasks.segmentation.data.volume import Volume
+from ics_apps.tasks.segmentation.data.volume import AFFINE_TOLERANCE, Volume
 
 MAX_LISTED: Final = 20
-AFFINE_TOLERANCE: Final = 1e-3
 
 
 class DataError(ValueError):
@@ -93,8 +92,10 @@ def some(names: Sequence[str], most: int = 6) -> str:
 
 def check_pair(image: Volume, mask: Volume) -> str | None:
     """Why a mask does not lie on its image; None if it does."""
-    if image.values.shape[1:] != mask.values.shape:
-        return f"the mask is {_size(mask.values.shape)} but its image is {_size(image.values.shape[1:])}"
+    # A mask of several labels has an axis of labels before those of space.
+    shape = mask.values.shape[mask.values.ndim - len(mask.spacing) :]
+    if image.values.shape[1:] != shape:
+        return f"the mask is {_size(shape)} but its image is {_size(image.values.shape[1:])}"
     if image.affine is None or mask.affine is None:
         return None
     if not np.allclose(image.spacing, mask.spacing, rtol=0.0, atol=AFFINE_TOLERANCE):

@@ -1,4 +1,4 @@
-"""Reading one image or mask file: PNG and JPEG here, TIFF in `tiff`, NIfTI in `nifti`.
+"""Reading one image or mask: PNG and JPEG here, TIFF in `tiff`, NIfTI in `nifti`, DICOM in `dicom`, NumPy in `arrays`.
 
 Every reader looks at the header first, refuses a file that would need too much memory, and only then reads pixels.
 Which files belong together is in `pairing`, what the mask values mean in `classes`.
@@ -7,21 +7,24 @@ Which files belong together is in `pairing`, what the mask values mean in `class
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ics_apps.tasks.segmentation.data.arrays import ARRAY_SUFFIXES, read_array
+from ics_apps.tasks.segmentation.data.dicom import is_series, read_series
 from ics_apps.tasks.segmentation.data.nifti import read_nifti
 from ics_apps.tasks.segmentation.data.tiff import read_tiff
-from ics_apps.tasks.segmentation.data.volume import FileFaultError, Volume, check_size, plain
+from ics_apps.tasks.segmentation.data.volume import AFFINE_TOLERANCE, FileFaultError, Volume, check_size, plain
 
 LOSSY_SUFFIXES: Final = (".jpg", ".jpeg")
 PILLOW_SUFFIXES: Final = (".png", *LOSSY_SUFFIXES)
 TIFF_SUFFIXES: Final = (".tif", ".tiff")
 NIFTI_SUFFIXES: Final = (".nii.gz", ".nii")
-SUFFIXES: Final = PILLOW_SUFFIXES + TIFF_SUFFIXES + NIFTI_SUFFIXES
+SUFFIXES: Final = PILLOW_SUFFIXES + TIFF_SUFFIXES + NIFTI_SUFFIXES + ARRAY_SUFFIXES
 MAX_VOXELS: Final = 2**27
 
 
@@ -51,10 +54,11 @@ def read_image(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
     """Read an image as (C, *S), channels first.
 
     PNG and JPEG give 1 channel (grey) or 3 (colour; an alpha channel is dropped). The pages of a TIFF are its depth
-    axis, its axes named S or C its channels. The fourth axis of a NIfTI is its channels.
+    axis, its axes named S or C its channels. The fourth axis of a NIfTI is its channels. A folder of DICOM slices is
+    one volume; for NumPy arrays see `arrays`.
 
     Args:
-        path: File with one of `SUFFIXES`.
+        path: File with one of `SUFFIXES`, or a folder of DICOM slices.
         max_voxels: Largest number of values that may be read, by the header.
 
     Raises:
@@ -65,7 +69,7 @@ def read_image(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
 
 
 def read_mask(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
-    """Read a mask as whole numbers (*S), uint8 where they fit and int32 otherwise.
+    r"""Read a mask as whole numbers (\*S), uint8 where they fit and int32 otherwise.
 
     A mask with several channels is read only if all are equal. The indices of a palette PNG are its values.
 
@@ -80,13 +84,72 @@ def read_mask(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
     return Volume(_whole_numbers(values[0]), volume.spacing, volume.affine)
 
 
+def read_label(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
+    r"""Read the masks of labels that may overlap, one channel each, as (K, \*S) of 0 and 1 (uint8).
+
+    Raises:
+        FileFaultError: As `read_image`; also a channel that holds more than 0 and one other value.
+        ImportError: NIfTI without the extra `medical`.
+    """
+    volume = _read(path, max_voxels, mask=True)
+    for number, channel in enumerate(volume.values):
+        found = np.unique(_whole_numbers(channel))
+        if len(found) > 2 or (len(found) == 2 and found[0] != 0):
+            shown = ", ".join(str(value) for value in found[:4]) + (" ..." if len(found) > 4 else "")
+            raise FileFaultError(
+                f"channel {number} of the mask holds {shown}; a label's mask holds 0 and one other value"
+            )
+    return Volume((volume.values != 0).astype(np.uint8), volume.spacing, volume.affine)
+
+
+def read_images(paths: Sequence[Path], max_voxels: int = MAX_VOXELS) -> Volume:
+    r"""The image of a case as (C, \*S), its channels from one file or several in this order.
+
+    Raises:
+        FileFaultError: As `read_image`; also files that do not lie on each other.
+        ImportError: As `read_image`.
+    """
+    return _join([read_image(path, max_voxels) for path in paths], paths)
+
+
+def read_masks(paths: Sequence[Path], multi_label: bool, max_voxels: int = MAX_VOXELS) -> Volume:
+    r"""The mask of a case: whole numbers (\*S), or 0 and 1 of each label (K, \*S) from one file or several.
+
+    Raises:
+        FileFaultError: As `read_mask` or `read_label`; also files that do not lie on each other.
+        ImportError: As `read_image`.
+    """
+    if not multi_label:
+        return read_mask(paths[0], max_voxels)
+    return _join([read_label(path, max_voxels) for path in paths], paths)
+
+
+def _join(volumes: Sequence[Volume], paths: Sequence[Path]) -> Volume:
+    first = volumes[0]
+    for volume, path in zip(volumes[1:], paths[1:], strict=True):
+        if volume.values.shape[1:] != first.values.shape[1:]:
+            sizes = (" x ".join(str(n) for n in v.values.shape[1:]) for v in (volume, first))
+            raise FileFaultError(f"{path.name} is {next(sizes)} but {paths[0].name} is {next(sizes)}")
+        if first.affine is not None and volume.affine is not None:
+            gap = float(np.abs(volume.affine - first.affine).max())
+            if not gap <= AFFINE_TOLERANCE:
+                raise FileFaultError(f"the affines of {path.name} and {paths[0].name} differ by {gap:.3g}")
+    if len(volumes) == 1:
+        return first
+    return Volume(np.concatenate([volume.values for volume in volumes]), first.spacing, first.affine)
+
+
 def _read(path: Path, max_voxels: int, *, mask: bool) -> Volume:
     suffix = suffix_of(path)
-    if suffix is None:
-        raise FileFaultError(f"unknown file type; allowed are {', '.join(SUFFIXES)}")
-    if path.stat().st_size == 0:
+    if suffix is None and not is_series(path):
+        raise FileFaultError(f"unknown file type; allowed are {', '.join(SUFFIXES)}, or a folder of DICOM slices")
+    if path.is_file() and path.stat().st_size == 0:
         raise FileFaultError("cannot be read: the file is empty")
     try:
+        if suffix is None:
+            return read_series(path, max_voxels)
+        if suffix in ARRAY_SUFFIXES:
+            return read_array(path, max_voxels, mask=mask)
         if suffix in NIFTI_SUFFIXES:
             return read_nifti(path, max_voxels)
         if suffix in TIFF_SUFFIXES:

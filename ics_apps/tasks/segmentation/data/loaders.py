@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from ics_apps.tasks.segmentation.data.augment import make_augmentation
-from ics_apps.tasks.segmentation.data.cases import Cases, WholeCases
+from ics_apps.tasks.segmentation.data.cases import Cases, WholeCases, collate_whole
 from ics_apps.tasks.segmentation.data.patches import PatchDataset, PatchSampler
 
 PATCHES_PER_CASE: Final = 16
@@ -20,8 +20,9 @@ class SegmentationData(LightningDataModule):
     """Training batches of patches, whole cases for everything else.
 
     Train batch: {"image": float32 (B, C, *S), "mask": int64 (B, *S)}, always B full. Val and test batch, one case:
-    {"image": (1, C, *S), "mask": (1, *S), "case": [name], "spacing": float32 (1, D)}. Predict batch: {"image", "case",
-    "source": [path]}.
+    {"image": (1, C, *S), "mask": (1, *F), "case": [name], "spacing": float32 (1, D), "grid": [Grid]}. Predict batch:
+    {"image", "case", "source": [path], "grid"}. S is the net's grid and F the file's: score and write
+    `grid.restore(logits, batch["grid"][0])`. Labels that may overlap: masks (B, K, *S).
 
     A subclass fills `parts` and the attributes below in `setup`.
 
@@ -32,6 +33,7 @@ class SegmentationData(LightningDataModule):
         augment: "default", "none", or a dict of the options of `Augmentation`.
         num_workers: Worker processes of each loader.
         seed: Seed of the patches.
+        foreground: Share of the patches that hold foreground for certain, 0 <= f <= 1; see `PatchDataset`.
 
     Raises:
         ValueError: A number outside its range, an unknown option of `augment`.
@@ -42,6 +44,7 @@ class SegmentationData(LightningDataModule):
     class_names: list[str]
     mask_values: list[int]
     split_note: str
+    multi_label: bool = False
 
     def __init__(
         self,
@@ -52,8 +55,11 @@ class SegmentationData(LightningDataModule):
         augment: str | dict[str, Any] = "default",
         num_workers: int = 0,
         seed: int = 0,
+        foreground: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= foreground <= 1:
+            raise ValueError(f"foreground is {foreground}; allowed are 0 to 1.")
         sizes = [patch_size] if isinstance(patch_size, int) else list(patch_size)
         at_least("patch_size", min(sizes, default=0), 1)
         at_least("batch_size", batch_size, 1)
@@ -67,12 +73,13 @@ class SegmentationData(LightningDataModule):
         self.augmentation = make_augmentation(augment)
         self.num_workers = num_workers
         self.seed = seed
+        self.foreground = foreground
         self.parts: dict[str, Cases] = {}
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Patches; see `PatchDataset`."""
         cases = self._part("train")
-        dataset = PatchDataset(cases, self.patch_shape(), self.augmentation, self.seed)
+        dataset = PatchDataset(cases, self.patch_shape(), self.augmentation, self.seed, self.foreground)
         replicas, rank = _processes()
         patches = self.patches_per_epoch or PATCHES_PER_CASE * len(cases)
         sampler = PatchSampler(patches, self.batch_size, replicas, rank)
@@ -80,11 +87,12 @@ class SegmentationData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole cases of the val part."""
-        return self._loader(WholeCases(self._part("val")), batch_size=1)
+        return self._loader(WholeCases(self._part("val")), batch_size=1, collate_fn=collate_whole)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Whole cases of the test part; of val where there is no test part."""
-        return self._loader(WholeCases(self.parts.get("test") or self._part("val")), batch_size=1)
+        cases = self.parts.get("test") or self._part("val")
+        return self._loader(WholeCases(cases), batch_size=1, collate_fn=collate_whole)
 
     def patch_shape(self) -> tuple[int, ...]:
         """The patch size with one number an axis; valid after `setup`.
@@ -149,6 +157,23 @@ def report_fractions(names: Sequence[str], counts: Mapping[int, int]) -> tuple[d
             hint = "is it the background? The first entry of classes is."
             return fractions, f"class {name!r} covers {share} of the voxels: {hint}"
     return fractions, None
+
+
+def report_labels(names: Sequence[str], counts: Mapping[int, int], voxels: int) -> tuple[dict[str, float], str | None]:
+    """Share of all voxels that each label covers, and one line of warning when a label has none.
+
+    Args:
+        names: The labels.
+        counts: Number of the label -> its voxels.
+        voxels: Of all cases together.
+
+    Example:
+        >>> report_labels(["cord", "lesion"], {0: 10, 1: 0}, 100)
+        ({'cord': 0.1, 'lesion': 0.0}, "label 'lesion' covers no voxel of any case.")
+    """
+    fractions = {name: counts.get(index, 0) / max(1, voxels) for index, name in enumerate(names)}
+    empty = [name for name, share in fractions.items() if share == 0]
+    return fractions, f"label {empty[0]!r} covers no voxel of any case." if empty else None
 
 
 def _processes() -> tuple[int, int]:

@@ -69,18 +69,29 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
     with centre c (uniform among those whose unturned patch lies in the case), scale k, rotation R, flips F and the
     spacing h, so that a turn is rigid in mm. Beyond its edge a case is mirrored, so that no empty corners arise.
 
+    Of any n patches in a row, n times `foreground` (rounded up or down) hold foreground for certain: a class uniform
+    among those that the case has, then a voxel uniform among its own. The patch is centred on it, moved as far as the
+    unturned patch would leave the case and that voxel is not lost. A case without foreground gives a patch like any
+    other.
+
     Args:
         cases: Training cases.
         patch_size: p, one number an axis of S.
         options: Ranges of the augmentation.
         seed: First part of each patch's seed.
+        foreground: Share of the patches, 0 <= f <= 1.
+
+    Reference: Isensee et al. 2021 (nnU-Net), where a third of the patches of a batch are drawn so.
     """
 
-    def __init__(self, cases: Cases, patch_size: Sequence[int], options: Augmentation, seed: int = 0) -> None:
+    def __init__(
+        self, cases: Cases, patch_size: Sequence[int], options: Augmentation, seed: int = 0, foreground: float = 0.0
+    ) -> None:
         self.cases = cases
         self.patch_size = tuple(int(p) for p in patch_size)
         self.options = options
         self.seed = seed
+        self.foreground = foreground
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
         """One patch, {"image": float32 (C, *S), "mask": int64 (*S)}, of (epoch, index)."""
@@ -88,21 +99,42 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         return {name: values[0] for name, values in batch.items()}
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-        """A whole batch, {"image": float32 (B, C, *S), "mask": int64 (B, *S)}, of B (epoch, index)."""
+        """A whole batch, {"image": float32 (B, C, *S), "mask": int64 (B, *S) or (B, K, *S)}, of B (epoch, index)."""
         generators = [_generator(self.seed, *key) for key in keys]
         draws = [torch.rand(_DRAWS, generator=generator, dtype=torch.float64).tolist() for generator in generators]
         chosen = [int(u[0] * len(self.cases)) for u in draws]
         # Within a batch a case is read once, which matters when it is not in memory.
         arrays = {i: (self.cases.image(i), self.cases.mask(i)) for i in dict.fromkeys(chosen)}
         image = torch.empty((len(keys), len(arrays[chosen[0]][0]), *self.patch_size))
-        mask = torch.empty((len(keys), *self.patch_size), dtype=torch.int64)
+        labels = arrays[chosen[0]][1].shape[: -len(self.patch_size)]
+        mask = torch.empty((len(keys), *labels, *self.patch_size), dtype=torch.uint8)
         for b, (i, u) in enumerate(zip(chosen, draws, strict=True)):
             case = self.cases[i]
-            centre = [_centre(*sizes) for sizes in zip(case.shape, self.patch_size, u[1:4], strict=False)]
             matrix = _matrix(case.spacing, self.options, u[4:11])
+            centre = self._centre(i, keys[b][1], u[1:4], matrix)
             image[b], mask[b] = cut(case, *arrays[i], centre, matrix, self.patch_size)
             change_intensity(image[b], self.options, u[12:16], generators[b])
-        return {"image": image, "mask": mask}
+        return {"image": image, "mask": self.cases.target(mask.numpy())}
+
+    def _centre(self, number: int, index: int, u: Sequence[float], matrix: NDArray[np.float64]) -> list[float]:
+        case: Case = self.cases[number]
+        classes = self.cases.voxels(number) if is_forced(index, self.foreground) else []
+        if not classes:
+            return [_centre(*sizes) for sizes in zip(case.shape, self.patch_size, u, strict=False)]
+        where = classes[int(u[0] * len(classes))]
+        voxel = np.unravel_index(int(where[int(u[1] * len(where))]), case.shape)
+        return _centre_on([int(x) for x in voxel], case.shape, self.patch_size, matrix)
+
+
+def is_forced(index: int, share: float) -> bool:
+    """Whether the patch of this index is one of the share that holds foreground for certain.
+
+    Example:
+        >>> [is_forced(index, 1 / 3) for index in range(6)]
+        [False, False, True, False, False, True]
+    """
+    # An even spread and no draw: each batch has its share.
+    return math.floor((index + 1) * share + 1e-9) > math.floor(index * share + 1e-9)
 
 
 def cut(
@@ -121,25 +153,28 @@ def cut(
     Args:
         case: Gives mean and std.
         image: (C, *S) as the file has it.
-        mask: Class indices (*S).
+        mask: Class indices (*S), or labels (K, *S).
         centre: c, in voxels.
         matrix: k diag(1/h) R F diag(h), (D, D).
         patch_size: p.
 
     Returns:
-        The normalized image patch, float32 (C, *p), and the mask patch, float32 or uint8 (*p).
+        The normalized image patch, float32 (C, *p), and the mask patch, float32 or uint8 (*p) or (K, *p).
     """
     half = np.abs(matrix) @ ((np.asarray(patch_size) - 1) / 2)
     low = np.floor(centre - half).astype(int)
     high = np.ceil(centre + half).astype(int) + 1
-    box = _box(low, high, mask.shape)
+    box = _box(low, high, image.shape[1:])
     source = torch.from_numpy(case.normalized(image[(slice(None), *box)]))
-    labels = np.ascontiguousarray(mask[box])
+    # A copy, because an array mapped from disk cannot be written to.
+    labels = np.array(mask[(..., *box)], order="C")
     if (matrix == np.eye(len(patch_size))).all():
         return source, torch.from_numpy(labels)
     sizes = high - low
     grid = _grid(matrix / sizes[:, None], (2 * (centre - low) + 1) / sizes - 1, patch_size)[None]
     values = torch.from_numpy(labels.astype(np.float32))
+    if mask.ndim == image.ndim:
+        return _sample(source, grid, "bilinear"), _sample(values, grid, "nearest")
     return _sample(source, grid, "bilinear"), _sample(values[None], grid, "nearest")[0]
 
 
@@ -159,6 +194,22 @@ def _grid(matrix: NDArray[np.float64], centre: NDArray[np.float64], patch_size: 
             total = total[..., None] + steps if j else total + steps
         grid[..., axes - 1 - i] = total
     return torch.from_numpy(grid)
+
+
+def _centre_on(
+    voxel: Sequence[int], shape: Sequence[int], patch: Sequence[int], matrix: NDArray[np.float64]
+) -> list[float]:
+    """The centre of a patch of which one voxel is read exactly at a voxel of the case.
+
+    It is, of those, the one nearest to a patch that lies in the case when unturned.
+    """
+    starts = [
+        min(max(x - p // 2, 0), n - p) if n >= p else (n - p) // 2 for x, n, p in zip(voxel, shape, patch, strict=True)
+    ]
+    half = (np.asarray(patch) - 1) / 2
+    offset = np.linalg.solve(matrix, np.asarray(voxel) - (starts + half))
+    inside = np.clip(np.round(offset + half), 0, 2 * half) - half
+    return [float(x) for x in voxel - matrix @ inside]
 
 
 def _box(low: NDArray[np.int_], high: NDArray[np.int_], shape: Sequence[int]) -> tuple[Any, ...]:

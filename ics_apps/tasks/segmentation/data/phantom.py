@@ -26,7 +26,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from ics_apps.nearest import did_you_mean
-from ics_apps.tasks.segmentation.data.cases import NORMALIZE, Case, Cases, Normalize, moments
+from ics_apps.tasks.segmentation.data.cases import Case, Cases
+from ics_apps.tasks.segmentation.data.intensity import PER_CASE, Normalize, check_normalize, moments
 from ics_apps.tasks.segmentation.data.loaders import SegmentationData, at_least
 
 CLASS_NAMES: Final = ("background", "body", "organ", "lesion")
@@ -69,7 +70,7 @@ class PhantomData(SegmentationData):
         styles: Scanner styles of train and val: reference, noisy, biased, gamma, inverted.
         test_styles: Styles of test; None: those of training.
         seed: Seed of the cases and of the patches.
-        normalize: "case": z-score of each case. "none": I as it is.
+        normalize: "case": z-score of each case. "none": I as it is. "unit": [0, 1].
         patch_size: Voxels of a training patch along each axis; None: the size of a case.
         batch_size: Patches in a training batch.
         patches_per_epoch: Patches an epoch, rounded up to full batches; None: 16 a training case.
@@ -119,8 +120,7 @@ class PhantomData(SegmentationData):
             seed=seed,
         )
         at_least("size", min(sizes), 16)
-        if normalize not in NORMALIZE:
-            raise ValueError(f"normalize is {normalize!r}; allowed are {', '.join(NORMALIZE)}.")
+        check_normalize(normalize, PER_CASE)
         for name, number in (("num_cases", num_cases), ("num_val", num_val), ("num_test", num_test)):
             at_least(name, number, 1)
         self.dim = dim

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+AFFINE_TOLERANCE: Final = 1e-3
+"""Largest difference between entries of two affines of one grid, in mm."""
 
 
 class FileFaultError(ValueError):
@@ -19,9 +22,9 @@ class Volume:
     """What one file holds.
 
     Args:
-        values: Image (C, *S) or mask (*S), in the file's own number type and voxel order.
-        spacing: Distance of voxel centres along each axis of S: mm for NIfTI, 1.0 for all other formats.
-        affine: Voxel index to mm, (4, 4), for NIfTI; None otherwise.
+        values: Image (C, *S), mask (*S) or masks of labels (K, *S), in the file's own number type and voxel order.
+        spacing: Distance of voxel centres along each axis of S: mm for NIfTI and DICOM, as given in an NPZ, else 1.0.
+        affine: Voxel index to mm (right, anterior, superior), (4, 4), for NIfTI and DICOM; None otherwise.
     """
 
     values: NDArray[Any]

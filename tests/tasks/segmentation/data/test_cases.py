@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ics_apps.tasks.segmentation.data.cases import Case, Cases, WholeCases, moments
+from ics_apps.tasks.segmentation.data.cases import Case, Cases, WholeCases
 from ics_apps.tasks.segmentation.data.classes import LabelMap
+from ics_apps.tasks.segmentation.data.intensity import moments
 
 
 def test_moments_are_those_of_each_channel() -> None:
@@ -24,7 +25,7 @@ def test_moments_are_those_of_each_channel() -> None:
 
 
 def test_moments_of_more_than_one_chunk_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ics_apps.tasks.segmentation.data.cases._CHUNK", 100)
+    monkeypatch.setattr("ics_apps.tasks.segmentation.data.intensity._CHUNK", 100)
     image = np.random.default_rng(0).normal(1000, 1, (1, 37, 41)).astype(np.float32)
     mean, std = moments(image, "case")
     assert mean[0] == pytest.approx(image.mean(dtype=np.float64), rel=1e-6)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ics_apps.tasks.segmentation.data.classes import LabelMap, classes_from_values, value_counts
+from ics_apps.tasks.segmentation.data.classes import UNLABELLED, LabelMap, LabelNames, classes_from_values, value_counts
 
 
 @given(
@@ -61,3 +61,23 @@ def test_a_single_value_is_nothing_to_learn() -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32])
 def test_counts_add_up_to_the_voxels(dtype: type) -> None:
     assert value_counts(np.array([[3, 0, 3], [3, 3, 200]], dtype=dtype)) == {0: 1, 3: 4, 200: 1}
+
+
+def test_ignore_is_no_class_and_has_its_own_index() -> None:
+    labels = LabelMap({"background": 0, "ignore": -1, "cord": 4})
+    assert (labels.names, labels.values, labels.ignore) == (["background", "cord"], [0, 4], -1)
+    assert labels.to_index(np.array([[0, -1, 4]])).tolist() == [[0, UNLABELLED, 1]]
+    assert labels.unknown([-1, 0, 5]) == [5]
+    assert labels.describe() == "background=0, cord=4, ignore=-1"
+    with pytest.raises(ValueError, match="classes names 1 classes"):
+        LabelMap({"background": 0, "ignore": 1})
+    with pytest.raises(ValueError, match="gives mask value 1 to cord and ignore"):
+        LabelMap({"background": 0, "cord": 1, "ignore": 1})
+
+
+def test_labels_that_overlap_have_no_background() -> None:
+    labels = LabelNames(["cord", "lesion"])
+    mask = np.random.default_rng(0).integers(0, 2, (2, 3, 3), dtype=np.uint8)
+    assert labels.to_index(mask) is mask
+    with pytest.raises(ValueError, match="masks names the labels none; allowed are 1 to 255"):
+        LabelNames([])

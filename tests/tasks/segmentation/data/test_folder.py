@@ -161,7 +161,7 @@ def test_predict_takes_the_images_of_a_folder(make_dataset: Make, tmp_path: Path
     module = data(root, predict_root=str(new))
     module.setup("predict")
     batches = list(module.predict_dataloader())
-    assert [set(batch) for batch in batches] == [{"image", "case", "source"}] * 2
+    assert [set(batch) for batch in batches] == [{"image", "case", "source", "grid"}] * 2
     assert [batch["source"] for batch in batches] == [[str(new / "a.png")], [str(new / "b.png")]]
     assert module.class_names == ["background", "foreground"]
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from ics_apps.tasks.segmentation.data.checks import Problems
-from ics_apps.tasks.segmentation.data.manifest import read_manifest
+from ics_apps.tasks.segmentation.data.manifest import RowRule, read_manifest
+from ics_apps.tasks.segmentation.data.pairing import Layout
 
 HEAD = "image,mask,split\n"
 
@@ -99,3 +102,48 @@ def test_bytes_that_are_no_utf8_are_refused(root: Path) -> None:
     problems = read(root, HEAD + "images/ä.png,masks/a.png,train\n", encoding="latin-1")[1]
     assert len(problems) == 1
     assert problems[0][1].startswith("cannot be read as UTF-8")
+
+
+def read_by(root: Path, text: str, rule: RowRule, layout: Layout | None = None) -> tuple[dict[str, list[str]], Any]:
+    (root / "index.csv").write_text(text)
+    problems = Problems(root)
+    parts = read_manifest(root, root / "index.csv", problems, rule, layout)
+    return {part: [pair.name for pair in pairs] for part, pairs in parts.items()}, problems.found
+
+
+INDEX = (
+    "image,mask,split,target\nimages/a.png,masks/a.png,train,cord\nimages/a.png,masks/b.png,gm,grey\n"
+    "images/b.png,masks/b.png,test,cord\nimages/c.png,masks/c.png,test,cord\n"
+)
+
+
+def test_only_rows_that_hold_the_wanted_values_count_and_parts_may_be_others(root: Path) -> None:
+    rule = RowRule({"target": "cord"}, {"b": "train+val"})
+    assert read_by(root, INDEX, rule) == ({"train": ["a", "b"], "val": ["b"], "test": ["c"]}, [])
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        (RowRule({"organ": "cord"}), "no column organ (rows); it has image, mask, split, target"),
+        (RowRule({"target": "liver"}), "no row has target = liver"),
+        (RowRule({"target": "cord"}, {"x": "val"}), "parts names x, but no row that counts has such an image"),
+    ],
+)
+def test_rules_that_fit_no_row_are_named(root: Path, rule: RowRule, reason: str) -> None:
+    assert read_by(root, INDEX, rule)[1] == [("index.csv", reason)]
+
+
+def test_an_unknown_part_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match=r"parts puts a into 'gm'; allowed are train, val, test and train\+val"):
+        RowRule({}, {"a": "gm"})
+
+
+def test_files_of_further_channels_and_labels_lie_beside_those_of_the_row(root: Path, png: Any) -> None:
+    for name in ("images/s_t1.png", "images/s_t2.png", "masks/s.png", "lesions/s.png"):
+        png(root / name, np.zeros((4, 4), np.uint8))
+    text = "image,mask,split\nimages/s_t1.png,masks/s.png,train\n"
+    layout = Layout(masks=("masks", "lesions"), channel_files=("_t1", "_t2"))
+    assert read_by(root, text, RowRule(), layout) == ({"train": ["s"], "val": [], "test": []}, [])
+    (root / "images" / "s_t2.png").unlink()
+    assert read_by(root, text, RowRule(), layout)[1][0][1].startswith("images/s_t2.png does not exist")

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ics_apps.tasks.segmentation.data.checks import Problems
-from ics_apps.tasks.segmentation.data.pairing import find_images, find_pairs
+from ics_apps.tasks.segmentation.data.pairing import Layout, find_images, find_pairs
 
 
 def find(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
     problems = Problems(root)
-    return [pair.name for pair in find_pairs(root, "images", "masks", problems)], problems.found
+    return [pair.name for pair in find_pairs(root, Layout(), problems)], problems.found
 
 
 def test_pairs_share_a_stem_and_may_differ_in_suffix(make_dataset: Callable[..., Path]) -> None:
@@ -85,7 +85,7 @@ def test_empty_folder_tells_what_it_holds(tmp_path: Path) -> None:
     assert find_images(tmp_path / "images", problems) is None
     (tmp_path / "images" / "a.bmp").write_text("x")
     assert find_images(tmp_path / "images", problems) is None
-    allowed = ".png, .jpg, .jpeg, .tif, .tiff, .nii.gz, .nii"
+    allowed = ".png, .jpg, .jpeg, .tif, .tiff, .nii.gz, .nii, .npz, .npy, .dcm"
     assert problems.found == [
         ("images", f"no image in this folder ({allowed}); it is empty"),
         ("images", f"no image in this folder ({allowed}); it holds a.bmp"),

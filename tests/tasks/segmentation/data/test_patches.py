@@ -188,3 +188,75 @@ def test_two_processes_see_the_halves_of_the_batches_of_one() -> None:
     one = list(PatchSampler(8, 4))
     left, right = (list(PatchSampler(8, 2, 2, rank)) for rank in (0, 1))
     assert one == left[:2] + right[:2] + left[2:] + right[2:]
+
+
+def sparse_case(shape: tuple[int, ...], seed: int = 0) -> Case:
+    """Two foreground classes of very unlike sizes, and none in most of the case."""
+    mask = np.zeros(shape, np.uint8)
+    mask[(slice(2, 6),) * len(shape)] = 1
+    mask[tuple(n - 1 for n in shape)] = 2
+    return case_of(np.random.default_rng(seed).normal(size=(1, *shape)).astype(np.float32), mask)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), patch=st.integers(3, 9), three=st.booleans())
+def test_forced_patches_hold_foreground_whatever_the_turn(seed: int, patch: int, three: bool) -> None:
+    shape = (30, 28, 26) if three else (40, 44)
+    patches = PatchDataset(Cases([sparse_case(shape)]), (patch,) * len(shape), GEOMETRY, seed, foreground=1.0)
+    assert all((patches[seed, index]["mask"] > 0).any() for index in range(6))
+
+
+def test_the_share_of_forced_patches_is_exact_and_spread_evenly() -> None:
+    shape = (400, 400)  # by chance a patch holds foreground in less than one case of a thousand
+    patches = PatchDataset(Cases([sparse_case(shape)]), (4, 4), NO_AUGMENTATION, 3, foreground=0.25)
+    held = [bool((patches[0, index]["mask"] > 0).any()) for index in range(16)]
+    assert held == [False, False, False, True] * 4
+
+
+def test_a_rare_class_is_drawn_as_often_as_a_common_one() -> None:
+    patches = PatchDataset(Cases([sparse_case((40, 40))]), (5, 5), NO_AUGMENTATION, 0, foreground=1.0)
+    rare = sum(bool((patches[0, index]["mask"] == 2).any()) for index in range(200))
+    assert 70 < rare < 130  # binomial, n = 200, p = 1/2: 4 standard deviations
+
+
+def test_forced_patches_are_exact_crops_and_a_function_of_seed_epoch_and_index() -> None:
+    case = sparse_case((20, 20))
+    one, two = (PatchDataset(Cases([case]), (6, 6), NO_AUGMENTATION, 5, foreground=0.5) for _ in range(2))
+    batch = one.__getitems__([(1, index) for index in range(4)])
+    for index in (3, 0, 2, 1):
+        assert equal(two[1, index], {name: values[index] for name, values in batch.items()})
+    assert case.image is not None
+    assert np.isin(batch["image"].numpy(), case.image).all()
+
+
+def test_unforced_patches_are_those_without_oversampling() -> None:
+    plain, some = (PatchDataset(Cases([sparse_case((20, 20))]), (6, 6), Augmentation(), 5, f) for f in (0.0, 0.5))
+    assert equal(plain[0, 0], some[0, 0])
+    assert not equal(plain[0, 1], some[0, 1])
+
+
+def test_a_case_without_foreground_gives_patches_all_the_same() -> None:
+    case = case_of(np.zeros((1, 9, 9), np.float32), np.zeros((9, 9)))
+    assert not PatchDataset(Cases([case]), (4, 4), Augmentation(), foreground=1.0)[0, 0]["mask"].any()
+
+
+def test_voxels_of_a_large_class_are_bounded_and_spread_over_it() -> None:
+    mask = np.zeros((200, 200), np.uint8)
+    mask[50:] = 1
+    (found,) = Cases([case_of(np.zeros((1, 200, 200), np.float32), mask)]).voxels(0)
+    assert len(found) == 8192
+    assert found[0] == 50 * 200
+    assert found[-1] >= 200 * 200 - 4
+    assert set(np.diff(found)) == {3, 4}
+
+
+def test_labels_that_overlap_are_cut_together() -> None:
+    mask = np.random.default_rng(0).integers(0, 2, (3, 12, 12), dtype=np.uint8)
+    case = Case("a", (12, 12), (1.0, 1.0), np.zeros(1, np.float32), np.ones(1, np.float32))
+    case.image, case.mask = mask[:1].astype(np.float32), mask
+    for options in (NO_AUGMENTATION, GEOMETRY):
+        item = PatchDataset(Cases([case]), (12, 12), options, foreground=1.0)[0, 0]
+        assert item["mask"].shape == (3, 12, 12)
+        assert item["mask"].dtype == torch.int64
+    item = PatchDataset(Cases([case]), (12, 12), NO_AUGMENTATION)[0, 0]
+    np.testing.assert_array_equal(item["mask"].numpy(), mask)

@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from ics_apps.tasks.segmentation.data import ImageMaskFolderData
+from ics_apps.tasks.segmentation.data.grid import restore
 
 pytestmark = pytest.mark.realdata
 FOLDER = Path(os.environ.get("ICS_APPS_DATA", Path(__file__).parents[5] / "shared" / "data"))
@@ -49,3 +51,29 @@ def test_spinal_cord_volumes_train_in_three_dimensions(tmp_path: Path) -> None:
     spacings = {case.name: case.spacing for part in data.parts.values() for case in part}
     assert spacings["sct_mt0"] == pytest.approx((0.84, 0.84, 17.0), abs=0.01)
     assert next(iter(data.train_dataloader()))["image"].isfinite().all()
+
+
+def test_spinal_cord_index_gives_one_grid_for_all_and_truth_in_the_files_own() -> None:
+    parts = {"unf01_t1w": "train", "unf01_t2star": "train", "sct_t1w": "train+val"}
+    data = ImageMaskFolderData(
+        str(dataset("spinal_cord")), split="index.csv", rows={"target": "cord"}, parts=parts, patch_size=[48, 48, 16],
+        classes={"background": 0, "cord": 1}, orientation="RAS", spacing="median", foreground=0.5, batch_size=4,
+        patches_per_epoch=8,
+    )  # fmt: skip
+    data.setup("fit")
+    assert data.split_note == (
+        "index.csv: 6 train, 1 val, 1 test cases; sct_t1w in train and val, so the figures of val measure fit"
+    )
+    assert data.preparation is not None
+    assert data.preparation.spacing == pytest.approx((1, 1, 1), abs=1e-3)
+    shapes = {case.name: case.shape for part in data.parts.values() for case in part}
+    assert shapes["sct_t2"] == (52, 60, 55)  # PSR in its file, 60 x 55 x 52
+    assert shapes["sct_mt0"][2] == 85  # 5 slices of 17 mm
+    cases = data.parts["train"]
+    for i, case in enumerate(cases):
+        logits = torch.nn.functional.one_hot(torch.from_numpy(cases.mask(i)).long(), 2).movedim(-1, 0)[None].float()
+        found = restore(logits, case.grid).argmax(1)[0].numpy() == 1
+        truth = cases.file_mask(i) == 1
+        assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.95
+    batch = next(iter(data.train_dataloader()))
+    assert (batch["mask"][1::2] == 1).flatten(1).any(1).all()

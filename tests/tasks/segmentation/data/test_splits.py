@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -128,3 +129,68 @@ def test_single_case_is_refused(make_dataset: Callable[..., Path]) -> None:
     find_split(problems.root, SplitRule(), problems)
     reason = "a single case cannot be both trained and validated on; 2 or more are needed"
     assert problems.found == [("images/a.png", reason)]
+
+
+SUBJECTS = [Pair(f"sub-{s:02d}_{c}", Path(f"{s}{c}"), Path("m")) for s in range(7) for c in ("t1", "t2")]
+
+
+@pytest.fixture
+def by_subject(make_dataset: Callable[..., Path]) -> Path:
+    return make_dataset([pair.name for pair in SUBJECTS])
+
+
+def test_folds_share_the_subjects_and_each_is_val_once(by_subject: Path) -> None:
+    vals: list[str] = []
+    for fold in range(3):
+        problems = Problems(by_subject)
+        split = find_split(by_subject, SplitRule(folds=3, fold=fold, subject=r"sub-\d+"), problems)
+        parts = names(split)
+        assert problems.found == []
+        assert sorted(parts["train"] + parts["val"]) == sorted(pair.name for pair in SUBJECTS)
+        assert not {name[:6] for name in parts["train"]} & {name[:6] for name in parts["val"]}
+        assert len(parts["val"]) in {4, 6}  # 7 subjects of two cases in 3 folds
+        vals += parts["val"]
+    assert sorted(vals) == sorted(pair.name for pair in SUBJECTS)
+    assert "; fold 2 of 3 by 7 subjects (seed 0): 10 train, 4 val, 0 test cases" in split.note
+
+
+@given(seed=st.integers(0, 1000))
+def test_a_draw_keeps_subjects_together(seed: int) -> None:
+    rule = SplitRule(val_fraction=0.3, test_fraction=0.3, seed=seed, subject=r"^sub-(\d+)")
+    parts = names(draw(SUBJECTS, rule))
+    found = [{name[:6] for name in part} for part in parts.values()]
+    assert all(found)
+    assert sum(len(subjects) for subjects in found) == 7
+
+
+def test_folds_leave_the_test_part_alone_and_take_subjects_from_the_table(make_dataset: Callable[..., Path]) -> None:
+    root = make_dataset("abcdef")
+    rows = [("a", "p", "train"), ("b", "p", "val"), ("c", "q", "train"), ("d", "q", "train"), ("e", "r", "test")]
+    lines = [f"images/{s}.png,masks/{s}.png,{part},{subject}" for s, subject, part in rows]
+    (root / "split.csv").write_text("\n".join(["image,mask,split,subject", *lines]))
+    found = [names(find_split(root, SplitRule(folds=2, fold=fold), Problems(root))) for fold in (0, 1)]
+    assert [parts["test"] for parts in found] == [["e"], ["e"]]
+    assert sorted(parts["val"] for parts in found) == [["a", "b"], ["c", "d"]]
+
+
+def test_too_many_folds_and_names_without_a_subject_are_named(make_dataset: Callable[..., Path]) -> None:
+    problems = Problems(make_dataset("abc"))
+    find_split(problems.root, SplitRule(folds=5), problems)
+    assert problems.found[0][1] == "3 subjects are too few for 5 folds; lower folds"
+    problems = Problems(problems.root)
+    find_split(problems.root, SplitRule(subject="sub"), problems)
+    assert ("images/a.png", "the pattern 'sub' (subject) finds nothing in its name") in problems.found
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"folds": 1}, "folds is 1; allowed are 2 and above"),
+        ({"folds": 5, "fold": 5}, "fold is 5; allowed are 0 to 4"),
+        ({"fold": 1}, "fold is 1; allowed are 0 unless folds is given"),
+        ({"subject": "("}, "no regular expression"),
+    ],
+)
+def test_rules_are_checked_at_once(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        SplitRule(**options)
