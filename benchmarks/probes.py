@@ -142,7 +142,9 @@ def report(probe: type[ProbeCallback], net: nn.Module, batch: list[Tensor], meas
     step, least = statistics.median(plain), min(seconds)
     share = least / step / every
     mark = "" if share <= ALLOWED else "  <-- above 5 %"
-    print(f"{probe.__name__:24s} {least:10.3f} s {step * 1e3:6.0f} ms {least / step:9.1f} {every:6d} {share:7.2%}{mark}")
+    print(
+        f"{probe.__name__:24s} {least:10.3f} s {step * 1e3:6.0f} ms {least / step:9.1f} {every:6d} {share:7.2%}{mark}"
+    )
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ics_apps.nearest import did_you_mean
 from ics_apps.norms.engine.axes import channel_axis
+from ics_apps.norms.engine.own_gradient import is_watched
+from ics_apps.norms.layers.sample import channels_last_of
 from ics_apps.norms.registry import Dim, NormError, NormSpec, make_norm
 
 
@@ -67,8 +70,39 @@ class NormalizedConcat(nn.Module):
             streams = tuple(named[name] for name in self.streams)
         elif len(streams) != len(self.streams):
             raise ValueError(f"expected the streams {self.streams}, got {len(streams)} unnamed")
-        parts = [norm(x) for norm, x in zip(self.children(), streams, strict=True)]
-        return torch.cat(parts, dim=self._axis)
+        return torch.cat(self.normalized(*streams), dim=self._axis)
+
+    def normalized(self, *streams: Tensor) -> tuple[Tensor, ...]:
+        """The streams as they are concatenated, each through its norm."""
+        norms = map(self.get_submodule, self.streams)
+        parts = ((norm, norm(x)) for norm, x in zip(norms, streams, strict=True))
+        return tuple(y if isinstance(norm, nn.Identity) else _with_dense_gradient(y) for norm, y in parts)
+
+
+def _with_dense_gradient(part: Tensor) -> Tensor:
+    """The same values; on a CPU their gradient comes without the gaps of a slice of the whole concatenation.
+
+    torch's batch norm takes a gradient with gaps on a route that is 20 times slower (channels_last, 16 channels).
+    """
+    if part.device.type != "cpu" or not part.requires_grad or is_watched():
+        return part
+    dense: Tensor = _DenseGradient.apply(part)
+    return dense
+
+
+class _DenseGradient(torch.autograd.Function):
+    """The identity, whose gradient is copied into the layout of its values."""
+
+    @staticmethod
+    def forward(_: Any, part: Tensor) -> Tensor:
+        return part.view_as(part)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        channels_last = gradient.dim() > 3 and gradient.stride(1) == 1
+        return gradient.contiguous(
+            memory_format=channels_last_of(gradient) if channels_last else torch.contiguous_format
+        )
 
 
 def _specs_by_stream(streams: tuple[str, ...], norms: Mapping[str, NormSpec] | NormSpec) -> Mapping[str, NormSpec]:

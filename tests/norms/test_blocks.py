@@ -90,6 +90,32 @@ def test_channels_last_streams_give_a_channels_last_concat():
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_norm_gets_its_gradient_without_gaps(layout):
+    x = {name: value.to(memory_format=layout).requires_grad_() for name, value in streams().items()}
+    concat = NormalizedConcat({"skip": 4, "up": 8}, "batch").double()
+    found = []
+    concat.skip.register_full_backward_hook(lambda _m, _i, gradients: found.append(gradients[0]))
+    y = concat(**x)
+    y.backward(torch.randn_like(y))
+    assert [gradient.is_contiguous(memory_format=layout) for gradient in found] == [True]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("spec", ["batch", "instance", "rms", "none"])
+def test_its_gradients_are_those_of_norms_and_a_concatenation_also_twice(layout, spec):
+    concat = NormalizedConcat({"skip": 4, "up": 8}, spec).double()
+    x = [value.to(memory_format=layout).requires_grad_() for value in streams().values()]
+
+    def derivatives(y):
+        first = torch.autograd.grad(y.cos().sum(), x, create_graph=True)
+        return *first, *torch.autograd.grad(sum(g.square().sum() for g in first), x)
+
+    plain = torch.cat([concat.skip(x[0]), concat.up(x[1])], 1)
+    for a, b in zip(derivatives(concat(*x)), derivatives(plain), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize(
     ("channels", "norms", "message"),
     [

@@ -117,11 +117,11 @@ class SegmentationTask(Task):
         """Write panels of tested cases, and masks of predicted ones."""
         return [PanelWriter(), MaskWriter()]
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits (B, K, *S) of images (B, C, *S)."""
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """Logits (B, K, *S) of images (B, C, *S); of a net with deep supervision in training a list, finest first."""
         if self.facts is None:
             raise TaskError(_NO_CLASSES)
-        logits: Tensor = self.net(image)
+        logits: Tensor | list[Tensor] = self.net(image)
         return logits
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from ics_apps.tasks.segmentation.losses import (
-    IGNORE,
     BoundaryLoss,
     ClDiceLoss,
     CombinedLoss,
@@ -18,6 +17,7 @@ from ics_apps.tasks.segmentation.losses import (
     FocalLoss,
     TverskyLoss,
 )
+from ics_apps.tasks.segmentation.targets import IGNORE
 
 LOSSES = {
     "dice": DiceLoss(),
