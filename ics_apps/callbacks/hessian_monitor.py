@@ -20,7 +20,7 @@ class HessianMonitor(ProbeCallback):
           callbacks:
             - class_path: ics_apps.callbacks.HessianMonitor
               init_args:
-                every_n_steps: 5000
+                every_n_steps: 6000
 
     The Hessian is that of the loss of the batch about to be trained on, in the mode that is trained: batch norm uses
     the statistics of the batch. It is one batch's: compare runs at the same batch size. lambda_max of weights before a
@@ -32,8 +32,8 @@ class HessianMonitor(ProbeCallback):
     2 / lr, lr the largest of the optimizers: full-batch gradient descent without momentum diverges along an eigenvector
     above it, and hovers there. With batches, momentum, or Adam, it is a scale to compare with, no limit.
 
-    A product with the Hessian costs two to three training steps, so a measurement costs at most about 210 of them; at
-    the default of every 5000 steps that is 4 %. It keeps the graph of the gradient, about twice the memory of the
+    A product with the Hessian costs two to three and a half training steps, so a measurement costs at most about 250 of
+    them; at the default of every 6000 steps that is 4 %. It keeps the graph of the gradient, about twice the memory of the
     activations, and up to 40 vectors of all weights (`max_products` - 15 (`starts` - 1)).
 
     Args:
@@ -78,7 +78,7 @@ class HessianMonitor(ProbeCallback):
 
     def __init__(
         self,
-        every_n_steps: int = 5000,
+        every_n_steps: int = 6000,
         max_products: int = 70,
         starts: int = 3,
         tolerance: float = 1e-3,

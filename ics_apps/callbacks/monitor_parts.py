@@ -49,7 +49,7 @@ class MonitorParts:
     between two samples, and only the first sample of each slot stays and is written from then on: every second one.
     When the folder is full again the slots are doubled, and so on. Which samples stay thus follows from their step and
     the length of a slot, which every file carries in its metadata: it does not matter where a run was resumed, nor with
-    which `every_n_steps`. Runs of up to 1,023 samples (20,460 steps at every 20th) keep every sample. The drift columns
+    which `every_n_steps`. Runs of up to 1,023 samples (30,690 steps at every 30th) keep every sample. The drift columns
     of a row stay what they were: against the sample before it, whether or not that one is still there.
 
     Thinning reads and writes one part at a time and joins small ones. If it is killed half-way, `drop_from` of the next
