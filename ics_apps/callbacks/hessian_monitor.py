@@ -33,8 +33,8 @@ class HessianMonitor(ProbeCallback):
     above it, and hovers there. With batches, momentum, or Adam, it is a scale to compare with, no limit.
 
     A product with the Hessian costs two to three and a half training steps, so a measurement costs at most about 250 of
-    them; at the default of every 6000 steps that is 4 %. It keeps the graph of the gradient, about twice the memory of the
-    activations, and up to 40 vectors of all weights (`max_products` - 15 (`starts` - 1)).
+    them; at the default of every 6000 steps that is 4 %. It keeps the graph of the gradient, about twice the memory of
+    the activations, and up to 40 vectors of all weights (`max_products` - 15 (`starts` - 1)).
 
     Args:
         every_n_steps: optimizer steps between two measurements, >= 1.
