@@ -68,18 +68,18 @@ def test_training_is_the_same_to_the_bit_with_and_without_it(
     assert len(frame(tmp_path)) > 0
 
 
-def test_defaults_read_every_twentieth_step_and_the_figures_are_those_of_the_output(
+def test_defaults_read_every_thirtieth_step_and_the_figures_are_those_of_the_output(
     strangers: Strangers, make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
-    images = torch.randn(41, 2, 1, 6, 6)
+    images = torch.randn(61, 2, 1, 6, 6)
     module, outputs = strangers["classifier"](), []
     make = make_trainer(ActivationMonitor(), max_epochs=1)
     module.body[0].register_forward_hook(lambda m, args, output: outputs.append(output.detach().clone()))
     make.fit(module, DataLoader(images, batch_size=None))
     table = frame(tmp_path)
-    assert table["step"].unique().tolist() == [0, 20, 40]
+    assert table["step"].unique().tolist() == [0, 30, 60]
     conv = table[table["layer"] == "body.0"]
-    expected = [outputs[step].double() for step in (0, 20, 40)]
+    expected = [outputs[step].double() for step in (0, 30, 60)]
     assert conv["mean"].tolist() == pytest.approx([float(x.mean()) for x in expected], rel=1e-5)
     assert conv["std"].tolist() == pytest.approx([float(x.std(correction=0)) for x in expected], rel=1e-5)
 

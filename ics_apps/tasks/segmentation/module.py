@@ -104,10 +104,11 @@ class SegmentationTask(Task):
 
     def configure_model(self) -> None:
         """Build the net and the metrics, once; without the data's facts a checkpoint will bring them."""
-        if self.facts is None or hasattr(self, "net"):
+        if self.facts is None or hasattr(self, "predictor"):
             return
         facts = self.facts
-        self.net = self._make_net(facts["in_channels"], len(facts["class_names"]), facts["dim"], self.norm)
+        if not hasattr(self, "net"):  # an exported one may stand in
+            self.net = self._make_net(facts["in_channels"], len(facts["class_names"]), facts["dim"], self.norm)
         several = facts["multi_label"]
         self.predictor = Predictor(self.net, self.inference, multi_label=several)
         self.val_overlap = OverlapScores(facts["class_names"], multi_label=several)
