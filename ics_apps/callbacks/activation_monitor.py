@@ -15,6 +15,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from ics_apps.callbacks.loss_scale import loss_scale, scaler_of
 from ics_apps.callbacks.monitor_alarms import MonitorAlarms, OnAlarm
 from ics_apps.callbacks.monitor_log import MonitorLog
 from ics_apps.callbacks.monitor_parts import MonitorParts
@@ -190,7 +191,7 @@ class ActivationMonitor(Callback):
         turn = step // self.every_n_steps
         if turn != self._turn:
             self._turn = turn
-            self._sample = _Sample(step, trainer.current_epoch, _learning_rates(trainer), _grad_scale(trainer))
+            self._sample = _Sample(step, trainer.current_epoch, _learning_rates(trainer), loss_scale(trainer))
             self._recorder.start(turn)
 
     def on_train_batch_end(
@@ -266,7 +267,7 @@ class ActivationMonitor(Callback):
             _warn_of_silence(self._recorder, table, self._stale)
         if self._parts is not None:
             self._parts.add(sample.step, sample.epoch, table)
-        is_scaled = _scaler(trainer) is not None
+        is_scaled = scaler_of(trainer) is not None
         fired = self._alarms.check(trainer, table, sample.step, sample.epoch, is_scaled)
         if trainer.is_global_zero:
             self._log.write(trainer.loggers, sample.step, table, fired)
@@ -301,14 +302,3 @@ def _learning_rates(trainer: Trainer) -> dict[int, float]:
     """The learning rate of each parameter, by its id."""
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     return {id(parameter): float(group["lr"]) for group in groups if "lr" in group for parameter in group["params"]}
-
-
-def _grad_scale(trainer: Trainer) -> float:
-    """What the loss is multiplied by under AMP, 1 without a scaler."""
-    scaler = _scaler(trainer)
-    return float(scaler.get_scale()) if scaler is not None else 1.0
-
-
-def _scaler(trainer: Trainer) -> Any:
-    """What multiplies the loss, and skips steps that overflow; None without one."""
-    return getattr(trainer.precision_plugin, "scaler", None)

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
 
+from ics_apps.callbacks.loss_scale import loss_scale
 from ics_apps.callbacks.probe_callback import Measured, Occasion, ProbeCallback, defined
 from ics_apps.probes.gradient_flow import GradientFlow, LayerFlow
 
@@ -87,11 +88,9 @@ class GradientFlowMonitor(ProbeCallback):
         """Read the gradients, if a window is open."""
         if self._window is not None and not self._failed:
             window = self._window
-            scale = 1.0
             # Lightning unscales before this hook, but for optimizers that do it in their step.
-            if getattr(optimizer, "_step_supports_amp_scaling", False):
-                scaler = getattr(trainer.precision_plugin, "scaler", None)
-                scale = float(scaler.get_scale()) if scaler is not None else 1.0
+            by_itself = getattr(optimizer, "_step_supports_amp_scaling", False)
+            scale = loss_scale(trainer) if by_itself else 1.0
             self._attempt(trainer, lambda: window.read(pl_module, optimizer, scale))
 
     def on_train_batch_end(

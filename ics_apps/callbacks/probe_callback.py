@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ics_apps.callbacks.activation_monitor import ActivationMonitor
 from ics_apps.callbacks.logger_scalars import LoggerScalars
+from ics_apps.callbacks.loss_scale import loss_scale
 from ics_apps.callbacks.step_table import StepTable
 from ics_apps.callbacks.training_loss import training_loss
 from ics_apps.probes.objective import Objective
@@ -160,7 +161,7 @@ class ProbeCallback(Callback, ABC):
 
     def _occasion(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> Occasion:
         loss = training_loss(trainer, pl_module, batch, batch_idx, self.loss)
-        return Occasion(trainer, pl_module, batch, batch_idx, loss, _grad_scale(trainer))
+        return Occasion(trainer, pl_module, batch, batch_idx, loss, loss_scale(trainer))
 
     def _attempt(self, trainer: Trainer, measure: Callable[[], Measured | None], step: int | None = None) -> None:
         """Measure and write, at the present step if none is given; a failure ends the measuring, not the training."""
@@ -169,7 +170,7 @@ class ProbeCallback(Callback, ABC):
             with _unwatched(trainer):
                 measured = measure()
         except Exception as error:  # a probe may fail in as many ways as there are models
-            if isinstance(error, ProbeError) and _grad_scale(trainer) > 1:
+            if isinstance(error, ProbeError) and loss_scale(trainer) > 1:
                 # Under a scaler the gradients of the first steps overflow, until it has found its factor.
                 rank_zero_warn(f"{self._name} measures nothing at step {trainer.global_step}: {error}")
                 return
@@ -200,12 +201,6 @@ def defined(row: Mapping[str, Any]) -> dict[str, Any]:
         {'layer': 'fc'}
     """
     return {name: value for name, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
-
-
-def _grad_scale(trainer: Trainer) -> float:
-    """What the loss is multiplied by under AMP, 1 without a scaler."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return float(scaler.get_scale()) if scaler is not None else 1.0
 
 
 @contextmanager
