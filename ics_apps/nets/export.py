@@ -148,7 +148,9 @@ class OnnxNet(nn.Module):
             raise ExportError(f"there is no ONNX file {file}; write one with `ics-apps export RUN`.")
         content = file if isinstance(file, bytes) else file.read_bytes()
         try:
-            self._session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 4  # its errors are raised as well
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors have no common class
             raise ExportError(f"{file!s:.80} could not be read as ONNX: {_first_line(error)}") from error
         texts = self._session.get_modelmeta().custom_metadata_map
