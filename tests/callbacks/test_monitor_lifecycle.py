@@ -7,7 +7,7 @@ import io
 import pickle
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +212,15 @@ def test_the_whole_trainers_model_and_callbacks_can_be_copied_and_train_on(
     assert frame(tmp_path)["step"].nunique() == frame(other)["step"].nunique() == 12
 
 
+@pytest.fixture
+def heard_ctrl_c() -> Iterator[None]:
+    """A suite that a script started in the background inherits SIGINT as ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard_ctrl_c")
 def test_ctrl_c_leaves_whole_files_and_a_model_that_can_be_trained_again(
     batches: DataLoader[Tensor], make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
