@@ -80,16 +80,8 @@ def heat_map(grid: Grid, name: str, scale: str, unit: str, caption: str, fold: s
     with figure_style():
         figure = Figure(figsize=(_WIDTH, height))
         box = (left / _WIDTH, _FOOT / height, 1 - (left + 0.15) / _WIDTH, cell * len(rows) / height)
-        axes = figure.add_axes(box, facecolor=_NOT_MEASURED)
-        mesh = axes.pcolormesh(
-            cell_edges(steps),
-            np.arange(len(rows) + 1),
-            np.ma.masked_invalid(values),
-            norm=norm,
-            cmap=colour_map,
-            rasterized=True,
-        )
-        _label_axes(axes, labels, steps)
+        axes, mesh = draw_cells(figure, box, steps, values, norm, colour_map)
+        label_axes(axes, labels, steps, pad=9)
         _mark_kinds(figure, box, [grid.kinds[row] for row in rows])
         bar_axes = figure.add_axes((1 - 3.15 / _WIDTH, 1 - 0.42 / height, 3.0 / _WIDTH, 0.1 / height))
         colour_bar(figure, mesh, bar_axes, scale, unit, extend)
@@ -107,9 +99,31 @@ def _full_caption(caption: str, grid: Grid, rows: int, columns: int) -> str:
     return " ".join(parts)
 
 
-def _label_axes(axes: Any, labels: list[str], steps: NDArray[np.int64]) -> None:
+def draw_cells(
+    figure: Any,
+    box: tuple[float, float, float, float],
+    steps: NDArray[np.int64],
+    values: NDArray[np.float64],
+    norm: Any,
+    colour_map: Any,
+) -> tuple[Any, Any]:
+    """Draw the cells of a map of layers by steps into a box of the figure; returns the axes and the mesh."""
+    axes = figure.add_axes(box, facecolor=_NOT_MEASURED)
+    mesh = axes.pcolormesh(
+        cell_edges(steps),
+        np.arange(len(values) + 1),
+        np.ma.masked_invalid(values),
+        norm=norm,
+        cmap=colour_map,
+        rasterized=True,
+    )
+    return axes, mesh
+
+
+def label_axes(axes: Any, labels: list[str], steps: NDArray[np.int64], pad: float | None = None) -> None:
+    """Name the layers beside their rows, and the steps below; `pad` is the room between, in points."""
     axes.set_yticks(np.arange(len(labels)) + 0.5, labels, fontsize=7.4, color=INK)
-    axes.tick_params(axis="y", length=0, pad=9)
+    axes.tick_params(axis="y", length=0, **({} if pad is None else {"pad": pad}))
     axes.invert_yaxis()
     axes.set_xlabel("step")
     if len(steps) <= FEW_STEPS:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from ics_apps.reports.cells import cell_edges, colour_bar, colours, merge_columns, rows_to_show
-from ics_apps.reports.heatmaps import FEW_STEPS
+from ics_apps.reports.cells import colour_bar, colours, merge_columns, rows_to_show
+from ics_apps.reports.heatmaps import draw_cells, label_axes
 from ics_apps.reports.svg import INK, SOFT, Drawing, figure_style, inline_svg
 from ics_apps.reports.wording import shorten, tick
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 _WIDTH: Final = 10.4
 _HEAD: Final = 0.62
 _FOOT: Final = 0.48
-_NOT_MEASURED: Final = "#e3e7eb"
 
 
 @dataclass(frozen=True)
@@ -91,25 +90,8 @@ def _draw(
     with figure_style():
         figure = Figure(figsize=(_WIDTH, height))
         box = (left / _WIDTH, _FOOT / height, 1 - (left + 0.15) / _WIDTH, cell * len(labels) / height)
-        axes = figure.add_axes(box, facecolor=_NOT_MEASURED)
-        mesh = axes.pcolormesh(
-            cell_edges(steps),
-            np.arange(len(labels) + 1),
-            np.ma.masked_invalid(values),
-            norm=norm,
-            cmap=colour_map,
-            rasterized=True,
-        )
-        axes.set_yticks(np.arange(len(labels)) + 0.5, labels, fontsize=7.4, color=INK)
-        axes.tick_params(axis="y", length=0)
-        axes.invert_yaxis()
-        axes.set_xlabel("step")
-        if len(steps) <= FEW_STEPS:
-            axes.set_xticks(steps)
-        else:
-            axes.locator_params(axis="x", integer=True)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
+        axes, mesh = draw_cells(figure, box, steps, values, norm, colour_map)
+        label_axes(axes, labels, steps)
         figure.text(0.004, 1 - 0.2 / height, what.title, fontsize=9, fontweight="bold", color=INK, va="center")
         bar_axes = figure.add_axes((1 - 3.15 / _WIDTH, 1 - 0.42 / height, 3.0 / _WIDTH, 0.1 / height))
         if what.scale == "linear":
