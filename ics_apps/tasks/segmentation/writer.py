@@ -18,8 +18,6 @@ from torch import Tensor
 
 from ics_apps.runs.atomic import write_atomically, write_text_atomically
 from ics_apps.runs.layout import PANELS, PANELS_INDEX, PREDICTIONS
-from ics_apps.tasks.segmentation.data.dicom import read_series
-from ics_apps.tasks.segmentation.data.formats import MAX_VOXELS
 from ics_apps.tasks.segmentation.data.grid import restore
 from ics_apps.tasks.segmentation.metrics import case_counts, overlap
 
@@ -117,14 +115,19 @@ class MaskWriter(BasePredictionWriter):
         facts = _facts(pl_module)
         for row, source in enumerate(map(Path, batch["source"])):
             arrays = {name: values[row].cpu().numpy() for name, values in outputs.items()}
-            _write_masks(folder, source, arrays["mask"], len(outputs["mask"].shape) == batch["image"].dim(), facts)
+            grid = batch["grid"][row] if "grid" in batch else None
+            affine = None if grid is None else grid.affine
+            by_label = len(outputs["mask"].shape) == batch["image"].dim()
+            _write_masks(folder, source, arrays["mask"], by_label, facts, affine)
             if "probabilities" in arrays:
-                write_probabilities(folder, source, arrays["probabilities"], facts["class_names"])
+                write_probabilities(folder, source, arrays["probabilities"], facts["class_names"], affine)
             if "uncertainty" in arrays:
-                write_map(folder, source, "uncertainty", arrays["uncertainty"])
+                write_map(folder, source, "uncertainty", arrays["uncertainty"], affine)
 
 
-def write_mask(folder: Path, source: Path, mask: NDArray[Any], name: str = "") -> Path:
+def write_mask(
+    folder: Path, source: Path, mask: NDArray[Any], name: str = "", affine: NDArray[np.float64] | None = None
+) -> Path:
     r"""Write `mask` (file values, \*S) into `folder`, by the name of `source` or another; returns the file.
 
     Raises:
@@ -136,7 +139,7 @@ def write_mask(folder: Path, source: Path, mask: NDArray[Any], name: str = "") -
         _write_nifti(path, source, mask)
     elif source.is_dir():
         path = path.with_name(f"{path.name}.nii.gz")
-        _write_series(path, source, mask)
+        _write_series(path, mask, affine)
     elif mask.ndim > 2 and source.name.lower().endswith((".npy", ".npz")):
         path = path.with_suffix(".npz")
         write_atomically(path, lambda file: np.savez_compressed(file, mask=mask))
@@ -150,10 +153,16 @@ def write_mask(folder: Path, source: Path, mask: NDArray[Any], name: str = "") -
     return path
 
 
-def write_probabilities(folder: Path, source: Path, values: NDArray[np.float32], class_names: Sequence[str]) -> Path:
+def write_probabilities(
+    folder: Path,
+    source: Path,
+    values: NDArray[np.float32],
+    class_names: Sequence[str],
+    affine: NDArray[np.float64] | None = None,
+) -> Path:
     r"""Write probabilities (K, \*S): a NIfTI beside a NIfTI, else an NPZ of `probabilities` and `class_names`."""
     if _is_nifti(source) or source.is_dir():
-        return write_map(folder, source, "probabilities", np.moveaxis(values, 0, -1))
+        return write_map(folder, source, "probabilities", np.moveaxis(values, 0, -1), affine)
     path = folder / f"{_stem(source)}.probabilities.npz"
     names = np.asarray(class_names)
     write_atomically(
@@ -162,12 +171,17 @@ def write_probabilities(folder: Path, source: Path, values: NDArray[np.float32],
     return path
 
 
-def write_map(folder: Path, source: Path, kind: str, values: NDArray[Any]) -> Path:
+def write_map(
+    folder: Path, source: Path, kind: str, values: NDArray[Any], affine: NDArray[np.float64] | None = None
+) -> Path:
     r"""Write a map (\*S) in float32: a NIfTI beside a NIfTI, which may have a further axis, else a TIFF."""
     values = values.astype(np.float32)
     if _is_nifti(source) or source.is_dir():
         path = folder / f"{_stem(source)}.{kind}.nii.gz"
-        (_write_series if source.is_dir() else _write_nifti)(path, source, values)
+        if source.is_dir():
+            _write_series(path, values, affine)
+        else:
+            _write_nifti(path, source, values)
         return path
     from tifffile import imwrite
 
@@ -176,13 +190,20 @@ def write_map(folder: Path, source: Path, kind: str, values: NDArray[Any]) -> Pa
     return path
 
 
-def _write_masks(folder: Path, source: Path, mask: NDArray[Any], by_label: bool, facts: dict[str, Any]) -> None:
+def _write_masks(
+    folder: Path,
+    source: Path,
+    mask: NDArray[Any],
+    by_label: bool,
+    facts: dict[str, Any],
+    affine: NDArray[np.float64] | None,
+) -> None:
     if not by_label:
-        write_mask(folder, source, np.asarray(facts["mask_values"])[mask])
+        write_mask(folder, source, np.asarray(facts["mask_values"])[mask], affine=affine)
         return
     suffixes = "".join(source.suffixes[-2:]) if _is_nifti(source) else source.suffix
     for name, labels in zip(facts["class_names"], mask, strict=True):
-        write_mask(folder, source, labels, f"{_stem(source)}.{name}{suffixes}")
+        write_mask(folder, source, labels, f"{_stem(source)}.{name}{suffixes}", affine)
 
 
 def _one_label(masks: Tensor, facts: dict[str, Any]) -> Tensor:
@@ -234,11 +255,10 @@ def _write_nifti(path: Path, source: Path, values: NDArray[Any]) -> None:
     nibabel.save(nibabel.Nifti1Image(values, image.affine, header), path)  # type: ignore[no-untyped-call]
 
 
-def _write_series(path: Path, source: Path, values: NDArray[Any]) -> None:
-    """Write values on the voxels of a DICOM series as a NIfTI."""
+def _write_series(path: Path, values: NDArray[Any], affine: NDArray[np.float64] | None) -> None:
+    """Write values on the voxels of a DICOM series, whose affine the reader has worked out, as a NIfTI."""
     import nibabel
 
-    affine = read_series(source, MAX_VOXELS).affine
     nibabel.save(nibabel.Nifti1Image(values, affine), path)  # type: ignore[no-untyped-call]
 
 

@@ -106,7 +106,7 @@ def test_a_prediction_of_another_size_is_refused(tmp_path: Path) -> None:
 
 
 class Model:
-    facts = {"class_names": ["a", "b"], "mask_values": [0, 7]}  # noqa: RUF012
+    facts = {"class_names": ["a", "b"], "mask_values": [0, 7]}  # noqa: RUF012 (a stand-in, nobody writes to it)
 
 
 def written(tmp_path: Path, prediction: Any, source: Path) -> list[str]:
@@ -128,3 +128,26 @@ def test_labels_are_written_one_by_one(tmp_path: Path) -> None:
     labels = torch.tensor([[[[0, 1, 1], [0, 0, 0]], [[1, 1, 1], [0, 0, 0]]]])
     assert written(tmp_path, {"mask": labels}, Path("x.y.png")) == ["x.y.a.png", "x.y.b.png"]
     assert np.asarray(Image.open(tmp_path / "predictions" / "x.y.b.png")).tolist() == [[1, 1, 1], [0, 0, 0]]
+
+
+def test_outputs_of_a_dicom_series_are_niftis_on_its_voxels(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    series, out = tmp_path / "series", tmp_path / "out"
+    series.mkdir()
+    out.mkdir()
+    affine = np.diag([-1.0, -2.0, 3.0, 1.0])
+    mask = np.arange(24).reshape(2, 3, 4) % 2
+    paths = [
+        write_mask(out, series, mask, affine=affine),
+        write_probabilities(out, series, np.stack([mask, mask]).astype(np.float32), ["a", "b"], affine),
+        write_map(out, series, "uncertainty", mask, affine),
+    ]
+    assert [path.name for path in paths] == [
+        "series.nii.gz",
+        "series.probabilities.nii.gz",
+        "series.uncertainty.nii.gz",
+    ]
+    for path, shape in zip(paths, [(2, 3, 4), (2, 3, 4, 2), (2, 3, 4)], strict=True):
+        image = nibabel.load(path)
+        assert image.shape == shape
+        assert np.array_equal(image.affine, affine)

@@ -20,8 +20,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ics_apps.tasks.segmentation.data.augment import Augmentation, change_intensity
 from ics_apps.tasks.segmentation.data.cases import Case, Cases
+from ics_apps.tasks.segmentation.data.grid import ANISOTROPY
 
-ANISOTROPY: Final = 3.0
 _DRAWS: Final = 16
 
 
