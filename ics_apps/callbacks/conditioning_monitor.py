@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from ics_apps.callbacks.probe_callback import Measured, Occasion, ProbeCallback, defined
 from ics_apps.probes.conditioning import input_conditioning
+from ics_apps.probes.selection import check_max_layers
 
 
 class ConditioningMonitor(ProbeCallback):
@@ -65,8 +66,7 @@ class ConditioningMonitor(ProbeCallback):
         dirpath: str | Path | None = None,
     ) -> None:
         super().__init__(every_n_steps, loss, dirpath)
-        if max_layers < 1:
-            raise ValueError(f"max_layers is {max_layers}; give at least 1.")
+        check_max_layers(max_layers)
         self.layers = layers
         self.max_layers = max_layers
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ics_apps.callbacks.probe_callback import Measured, Occasion, ProbeCallback
+from ics_apps.callbacks.probe_callback import Measured, Occasion, ProbeCallback, defined
 from ics_apps.probes.spectrum import Curvature, check_budget, curvature
 
 
@@ -98,7 +98,7 @@ class HessianMonitor(ProbeCallback):
         with occasion.objective() as objective:
             found = curvature(objective, self.max_products, self.starts, self.tolerance)
         row = {**_figures(found), "sharpness_limit": 2 / lr if (lr := occasion.largest_lr) > 0 else math.nan}
-        known = {name: value for name, value in row.items() if not math.isnan(value)}
+        known = defined(row)
         points = zip(*(axis.tolist() for axis in found.spectrum.density()), strict=True)
         density = [{"eigenvalue": eigenvalue, "density": share} for eigenvalue, share in points]
         scalars = {f"hessian/{name}": float(value) for name, value in known.items()}

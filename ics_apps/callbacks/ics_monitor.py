@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from ics_apps.callbacks.probe_callback import Measured, Occasion, ProbeCallback, defined
 from ics_apps.probes.covariate_shift import LayerShift, ShiftMeter
+from ics_apps.probes.selection import check_max_layers
 
 
 class ICSMonitor(ProbeCallback):
@@ -74,8 +75,7 @@ class ICSMonitor(ProbeCallback):
         dirpath: str | Path | None = None,
     ) -> None:
         super().__init__(every_n_steps, loss, dirpath)
-        if max_layers < 1:
-            raise ValueError(f"max_layers is {max_layers}; give at least 1.")
+        check_max_layers(max_layers)
         self.layers = layers
         self.max_layers = max_layers
         self._begun: tuple[int, ShiftMeter] | None = None  # until the step that it measures is done

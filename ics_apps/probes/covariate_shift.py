@@ -106,7 +106,7 @@ class ShiftMeter:
             layers = parameter_layers(self.model, objective.loss)
             chosen = choose_layers(self.model, layers, self._choice, self._max_layers)
             inputs = [parameter for layer in chosen for parameter in layer.parameters]
-            found = _gradients(objective, inputs)
+            _, found = objective.value_and_parts(inputs)
         gradients = {p: gradient for p, gradient in zip(inputs, found, strict=True) if gradient is not None}
         if not gradients:
             raise ProbeError(
@@ -220,18 +220,10 @@ def _walk(objective: Objective, steps: Sequence[_Step]) -> list[LayerShift]:
         step.swap()
     for step in steps:
         if step.gradients:
-            moved = _gradients(objective, list(step.gradients))
+            _, moved = objective.value_and_parts(list(step.gradients))
             rows.append(_compared(step.layer, list(step.gradients.values()), moved))
         step.swap()
     return rows
-
-
-def _gradients(objective: Objective, inputs: Sequence[Tensor]) -> list[Tensor | None]:
-    """Unscaled; None for what the loss does not depend on."""
-    with torch.enable_grad():
-        scaled = objective.loss() * objective.grad_scale
-    found = torch.autograd.grad(scaled, list(inputs), allow_unused=True)
-    return [None if gradient is None else gradient.detach() / objective.grad_scale for gradient in found]
 
 
 def _compared(layer: ParameterLayer, old: Sequence[Tensor], new: Sequence[Tensor | None]) -> LayerShift:

@@ -23,7 +23,7 @@ from ics_apps.probes.activations.drift import History
 from ics_apps.probes.activations.moments import NO_BOUNDS, describe
 from ics_apps.probes.activations.sampling import first_tensor, locate, read
 from ics_apps.probes.preserve import ProbeError, Surroundings
-from ics_apps.probes.selection import Layer, LayerChoice, kind_of, select_layers
+from ics_apps.probes.selection import Layer, LayerChoice, check_max_layers, kind_of, select_layers
 
 _FIGURES: Final = ("mean", "std", "q15", "q50", "q85")
 
@@ -98,8 +98,7 @@ class InputDrift:
         max_layers: int = 64,
         sample_size: int = 4096,
     ) -> None:
-        if max_layers < 1:
-            raise ValueError(f"max_layers is {max_layers}; give at least 1.")
+        check_max_layers(max_layers)
         if sample_size < 64:
             raise ValueError(f"sample_size is {sample_size}; give at least 64, as many as there are quantiles.")
         self.layers = layers

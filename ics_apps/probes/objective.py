@@ -121,13 +121,16 @@ class Objective:
     def value_and_gradient(self, of: Sequence[Tensor] | None = None) -> tuple[float, list[Tensor]]:
         """Both, from one forward pass."""
         inputs = list(self.parameters if of is None else of)
+        value, found = self.value_and_parts(inputs)
+        return value, [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+
+    def value_and_parts(self, of: Sequence[Tensor]) -> tuple[float, list[Tensor | None]]:
+        """The same, with None for what the loss does not depend on."""
         with torch.enable_grad():
             loss = self.loss()
             scaled = loss * self.grad_scale
-        found = torch.autograd.grad(scaled, inputs, allow_unused=True)
-        pairs = zip(inputs, found, strict=True)
-        gradient = [torch.zeros_like(x) if g is None else g.detach() / self.grad_scale for x, g in pairs]
-        return float(loss.detach()), gradient
+        found = torch.autograd.grad(scaled, list(of), allow_unused=True)
+        return float(loss.detach()), [None if g is None else g.detach() / self.grad_scale for g in found]
 
     def weights(self) -> list[Tensor]:
         """A copy of the present weights."""

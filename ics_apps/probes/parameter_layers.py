@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ics_apps.probes.preserve import ProbeError
-from ics_apps.probes.selection import LayerChoice, kind_of, plain_name, select_layers
+from ics_apps.probes.selection import LayerChoice, check_max_layers, kind_of, plain_name, select_layers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,8 +105,7 @@ def choose_layers(
 
     Reference: ours.
     """
-    if max_layers < 1:
-        raise ValueError(f"max_layers is {max_layers}; give at least 1.")
+    check_max_layers(max_layers)
     chosen = list(found)
     if choice is not None:
         every_module = sum(1 for _ in model.modules())

@@ -98,6 +98,12 @@ class Selection:
         return text
 
 
+def check_max_layers(max_layers: int) -> None:
+    """Refuse a budget that leaves no layer."""
+    if max_layers < 1:
+        raise ValueError(f"max_layers is {max_layers}; give at least 1.")
+
+
 def select_layers(
     model: nn.Module, layers: LayerChoice | Sequence[LayerChoice] | None = None, max_layers: int = 64
 ) -> Selection:
@@ -130,8 +136,7 @@ def select_layers(
 
     Reference: ours.
     """
-    if max_layers < 1:
-        raise ValueError(f"max_layers is {max_layers}; give at least 1.")
+    check_max_layers(max_layers)
     _refuse_replicas(model)
     scripted = _scripted_in(model)
     found = _layers_of(model)
